@@ -1,0 +1,70 @@
+"""Which backends a run tests: ``pytest --backend NAME --backend NAME2``, or ``--backend all`` for every usable one."""
+
+from importlib.util import find_spec
+
+import hypothesis
+import pytest
+
+from xsoftmax.backends import NAMES, Backend, backend, backends
+
+hypothesis.settings.register_profile("xsoftmax", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("xsoftmax")
+
+LIVE = pytest.StashKey[dict[str, Backend]]()
+ABSENT = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--backend",
+        action="append",
+        metavar="NAME",
+        help="a backend to test, repeatable ('all': every usable one); default: numpy, array-api-strict",
+    )
+
+
+def pytest_configure(config):
+    config.stash[ABSENT] = {}
+    asked = config.getoption("--backend")
+    if asked is None:
+        asked = ["numpy", *(["array-api-strict"] if find_spec("array_api_strict") else [])]
+    elif "all" in asked:
+        statuses = backends()
+        asked = [status.name for status in statuses if status.usable]
+        config.stash[ABSENT] = {status.name: status.reason for status in statuses if not status.usable}
+    config.stash[LIVE] = {name: _live(name) for name in asked}
+
+
+def _live(name):
+    try:
+        found = backend(name)
+        found.to_numpy(found.asarray([0.0], dtype="float32"))
+    except Exception as error:
+        raise pytest.UsageError(f"--backend {name} is not live: {error}") from error
+    return found
+
+
+def pytest_generate_tests(metafunc):
+    if "xb" in metafunc.fixturenames:
+        metafunc.parametrize("xb", metafunc.config.stash[LIVE].values(), ids=lambda xb: xb.name, scope="session")
+
+
+@pytest.fixture(scope="session")
+def live_backends(request):
+    """Every backend of this run."""
+    return tuple(request.config.stash[LIVE].values())
+
+
+def pytest_runtest_setup(item):
+    for mark in item.iter_markers("backend"):
+        if mark.args[0] not in item.config.stash[LIVE]:
+            pytest.skip(f"about {mark.args[0]} alone, which was not asked for: --backend {mark.args[0]}")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    live, absent = config.stash[LIVE], config.stash[ABSENT]
+    terminalreporter.section("backends")
+    terminalreporter.line(f"tested: {', '.join(live) or 'none'}")
+    for name in NAMES:
+        if name not in live:
+            terminalreporter.line(f"skipped: {name}: {absent.get(name, f'not asked for, --backend {name}')}")
