@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -482,15 +483,20 @@ def _synchronize_mlx(device: Any) -> None:
     mlx.core.synchronize()
 
 
-def _open_marray(device: str) -> tuple[Any, Any]:
+@cache  # each call makes new classes, and arrays of two calls do not mix
+def _marray_numpy() -> Any:
     import marray
 
+    return marray.masked_namespace(import_module("array_api_compat.numpy"))
+
+
+def _open_marray(device: str) -> tuple[Any, Any]:
     _no_device(device, "marray")
-    return marray.masked_namespace(import_module("array_api_compat.numpy")), "cpu"
+    return _marray_numpy(), "cpu"
 
 
 def _asarray_marray(x: Any, device: Any) -> Any:
-    return _open_marray("")[0].asarray(_plain(x))
+    return _marray_numpy().asarray(_plain(x))
 
 
 def _to_numpy_marray(x: Any) -> Any:
@@ -640,12 +646,12 @@ _LIBRARIES = {
         flushes_subnormals=True,
     ),
     "cubed": _Library(
-        module="cubed.array_api",
+        module="cubed",
         roots=("cubed",),
         distributions=("cubed",),
         install="pip install cubed",
-        open=_host_only("cubed", "cubed.array_api"),
-        asarray=_asarray_by("cubed.array_api"),
+        open=_host_only("cubed", "cubed"),
+        asarray=_asarray_by("cubed"),
         to_numpy=lambda x: _to_numpy_plain(x.compute()),
         dtypes=("float32", "float64"),
         lazy=True,

@@ -1,0 +1,245 @@
+"""Choosing a backend, and carrying arrays in and out of it."""
+
+import subprocess
+import sys
+import textwrap
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from xsoftmax.backends import NAMES, Backend, Status, backend, backends
+
+VALUES = np.asarray([[-1.5, 0.0, 2.0], [3.0, -0.25, 96.0]])  # exact in every floating dtype
+
+
+def numpy_dtype(name):
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def held(xb, x):
+    """The dtype in which `xb` holds `x` when none is asked for."""
+    name = x.dtype.name
+    narrow = {"float64": "float32"} if not xb.float64 else {}
+    if xb.name == "array-api-strict:no_x64" or (xb.name == "jax" and not xb.float64):
+        narrow |= {"int64": "int32", "uint64": "uint32"}
+    return narrow.get(name, name)
+
+
+def test_carries_every_dtype_it_names(xb):
+    assert "float32" in xb.dtypes()
+    for name in xb.dtypes():
+        x = VALUES.astype(numpy_dtype(name))
+        for made in (xb.asarray(x), xb.asarray(VALUES, dtype=name), xb.asarray(VALUES.astype("float32"), dtype=name)):
+            back = xb.to_numpy(made)
+            assert isinstance(back, np.ndarray)
+            assert back.dtype == x.dtype
+            np.testing.assert_array_equal(back, x)
+
+
+def test_dtype_may_be_the_library_s_own(xb):
+    made = xb.asarray(VALUES, dtype=xb.asarray(0.0, dtype="float32").dtype)
+    assert xb.to_numpy(made).dtype == np.float32
+
+
+def test_refuses_a_dtype_it_lacks(xb):
+    for name in {"float16", "bfloat16", "float64"} - set(xb.dtypes()):
+        with pytest.raises(TypeError, match=f"asarray: dtype is {name}, expected one of .*float32"):
+            xb.asarray([1.0], dtype=name)
+    with pytest.raises(TypeError, match="asarray: dtype is float128, expected one of"):
+        xb.asarray([1.0], dtype="float128")
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        VALUES[::-1, ::-1],
+        np.asfortranarray(VALUES),
+        VALUES[:, ::2],
+        VALUES.astype(">f8"),
+        VALUES.astype(">i4"),
+        np.frombuffer(b"x" + VALUES.tobytes(), np.uint8)[1:].view(np.float64),
+        np.asarray(2.5),
+        np.zeros((0, 3)),
+        VALUES > 0,
+        *(np.arange(3).astype(name) for name in ("int8", "uint8", "int64", "uint64")),
+    ],
+    ids=lambda x: f"{x.dtype.str}{list(x.shape)}{list(x.strides)}",
+)
+def test_carries_numpy_arrays_of_every_layout(xb, x):
+    made = xb.asarray(x)
+    back = xb.to_numpy(made)
+    assert back.dtype.name == held(xb, x)
+    np.testing.assert_array_equal(back, x)
+
+
+def test_read_only_input_stays_as_it_is(xb):
+    x = VALUES.copy()
+    x.flags.writeable = False
+    np.testing.assert_array_equal(xb.to_numpy(xb.asarray(x)), VALUES)
+    assert not x.flags.writeable
+
+
+def test_takes_lists_numbers_and_other_backends_arrays(xb, live_backends):
+    np.testing.assert_array_equal(xb.to_numpy(xb.asarray([[1.0, 2.0]])), [[1.0, 2.0]])
+    assert xb.to_numpy(xb.asarray(3.0)).shape == ()
+    for other in live_backends:
+        made = xb.asarray(other.asarray(VALUES, dtype="float32"))
+        assert type(made) is type(xb.asarray(VALUES))
+        np.testing.assert_array_equal(xb.to_numpy(made), VALUES.astype("float32"))
+
+
+def test_labels_too_wide_for_the_device_are_an_error(xb):
+    wide = np.asarray([1, 2**40])
+    if held(xb, wide) == "int64":
+        np.testing.assert_array_equal(xb.to_numpy(xb.asarray(wide)), wide)
+    else:
+        with pytest.raises(OverflowError, match="asarray: x holds int64 values beyond int32"):
+            xb.asarray(wide)
+
+
+def test_arrays_are_on_its_device_and_of_its_namespace(xb):
+    import array_api_compat
+
+    made = xb.asarray(VALUES)
+    assert array_api_compat.array_namespace(made) is xb.xp
+    if xb.name != "mlx":  # its arrays have no device
+        assert array_api_compat.device(made) == xb.device
+
+
+def test_computes_and_synchronizes(xb):
+    made = xb.xp.exp(xb.asarray([[0.0, 0.0]], dtype="float32"))
+    xb.synchronize()
+    np.testing.assert_array_equal(xb.to_numpy(made), np.ones((1, 2), "float32"))
+
+
+@pytest.mark.backend("torch")
+def test_torch_tensor_that_requires_grad():
+    import torch
+
+    xb = backend("torch")
+    x = torch.ones(2, dtype=torch.bfloat16, requires_grad=True)
+    np.testing.assert_array_equal(xb.to_numpy(x), [1.0, 1.0])
+
+
+@pytest.mark.backend("jax")
+def test_jax_reports_its_64_bit_mode():
+    import jax
+
+    assert backend("jax").float64 == jax.config.jax_enable_x64
+
+
+@pytest.mark.backend("marray")
+def test_marray_with_masked_entries_is_refused():
+    xb = backend("marray")
+    x = xb.xp.asarray(np.zeros(2), mask=np.asarray([True, False]))
+    with pytest.raises(ValueError, match="to_numpy: x has masked entries"):
+        xb.to_numpy(x)
+
+
+@pytest.mark.backend("cupy")
+def test_auto_is_cupy_where_a_device_answers():
+    assert backend() == backend("auto")
+    assert backend().name == "cupy"
+    assert next(s.device for s in backends() if s.name == "cupy").startswith("cuda:0")
+
+
+def test_flags():
+    numpy = backend("numpy")
+    assert isinstance(numpy, Backend)
+    assert (numpy.float64, numpy.lazy, numpy.checks_labels, numpy.flushes_subnormals) == (True, False, True, False)
+
+
+def test_backends_lists_every_name_once():
+    found = backends()
+    assert tuple(status.name for status in found) == NAMES
+    assert all(status.usable == (status.reason is None) for status in found)
+    assert all(status.version for status in found if status.usable)
+    assert found[0] == Status("numpy", True, np.__version__, "cpu", None, "pip install numpy")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tensorflow", "backend: name is 'tensorflow', expected 'auto' or one of numpy, cupy, torch"),
+        ("numpy:cuda", "backend: name is 'numpy:cuda', expected 'numpy', which has no other device"),
+    ],
+)
+def test_unknown_names(name, message):
+    with pytest.raises(ValueError) as caught:
+        backend(name)
+    assert str(caught.value).startswith(message)
+
+
+def test_unknown_strict_device():
+    pytest.importorskip("array_api_strict")
+    with pytest.raises(ValueError, match="array-api-strict has no device 'moon', expected one of CPU_DEVICE, device1"):
+        backend("array-api-strict:moon")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "install"),
+    [
+        ("torch", "torch", 'pip install "xsoftmax[torch]"'),
+        ("torch:cuda", "torch", 'pip install "xsoftmax[torch]"'),
+        ("jax", "jax", 'pip install "xsoftmax[jax]"'),
+        ("dask", "dask.array", 'pip install "xsoftmax[dask]"'),
+        ("cupy", "cupy", 'pip install "xsoftmax[cuda13x]" or pip install "xsoftmax[cuda12x]"'),
+        ("sparse", "sparse", "pip install sparse"),
+    ],
+)
+def test_an_absent_library_says_what_to_install(monkeypatch, name, module, install):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError) as caught:
+        backend(name)
+    assert str(caught.value) == f"backend: {name!r} is not installed; {install}"
+    assert {s.name: s.reason for s in backends()}[name] == f"{name!r} is not installed; {install}"
+
+
+def run_with(tmp_path, module, source, code):
+    """Output of `code` in an interpreter where `module` is the given source."""
+    path = tmp_path / module / "__init__.py"
+    path.parent.mkdir()
+    path.write_text(textwrap.dedent(source))
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport xsoftmax.backends as b\n{code}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+BROKEN = "raise AttributeError('half an upgrade')"
+
+NO_DEVICE = """
+    class cuda:
+        class runtime:
+            class CUDARuntimeError(RuntimeError): ...
+            def getDeviceCount():
+                raise cuda.runtime.CUDARuntimeError("cudaErrorInsufficientDriver")
+"""
+
+
+def test_a_broken_library_is_reported_not_raised(tmp_path):
+    code = "print(next(s.reason for s in b.backends() if s.name == 'sparse'))"
+    reason = run_with(tmp_path, "sparse", BROKEN, code)
+    assert reason == "'sparse' cannot be imported (AttributeError: half an upgrade); pip install sparse"
+
+
+def test_cupy_without_a_device_says_so(tmp_path):
+    code = "try: b.backend('cupy')\nexcept RuntimeError as e: print(e)"
+    message = run_with(tmp_path, "cupy", NO_DEVICE, code)
+    assert message == "backend: cupy is installed, but no CUDA device answers (cudaErrorInsufficientDriver)"
+
+
+@pytest.mark.parametrize("source", [NO_DEVICE, BROKEN])
+def test_auto_is_numpy_where_no_device_answers(tmp_path, source):
+    assert run_with(tmp_path, "cupy", source, "print(b.backend().name)") == "numpy"
+
+
+@pytest.mark.backend("torch")
+def test_torch_without_a_device_says_so():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device answers")
+    with pytest.raises(RuntimeError, match=r"backend: 'torch:cuda' was asked for, but PyTorch .* has no such device"):
+        backend("torch:cuda")
