@@ -1,0 +1,144 @@
+#!/usr/bin/env -S uv run --script
+# /// script
+# dependencies = ["nox>=2025.5"]
+# ///
+"""Test sessions. Plain ``nox`` runs all that needs no GPU; ``nox -s gpu`` tests CuPy; ``nox -l`` lists them."""
+
+import ctypes
+import sys
+
+import nox
+
+nox.needs_version = ">=2025.5"
+nox.options.default_venv_backend = (
+    "virtualenv"  # pip, because the constraint on torch names a build that uv does not find
+)
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["lint", "types", "tests", "agreement", "oldest", "examples"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+GROUPS = PYPROJECT["dependency-groups"]
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+OTHERS = [version for version in nox.project.python_versions(PYPROJECT) if version != HERE]
+
+STRICT = ["array-api-strict", *(f"array-api-strict:{device}" for device in ("device1", "no_float64", "no_x64"))]
+LIBRARIES = ["torch", "jax", "dask", "array-api-strict", "ndonnx", "mlx", "cubed", "marray", "sparse"]
+
+
+def install(session, *names, constraints=(".ci/constraints.txt",)):
+    """Install the package with each name that is an extra, and the groups of the other names."""
+    extras = [name for name in names if name in EXTRAS]
+    groups = [name for name in names if name in GROUPS]
+    session.install(
+        f".[{','.join(extras)}]",
+        *nox.project.dependency_groups(PYPROJECT, *groups),
+        *(f"--constraint={path}" for path in constraints),
+    )
+
+
+def run_tests(session, backends, *args, x64="1"):
+    """Run the tests of these backends; pytest refuses to start if one of them is not live."""
+    session.run(
+        "pytest", *(f"--backend={name}" for name in backends), *args, *session.posargs, env={"JAX_ENABLE_X64": x64}
+    )
+
+
+def flavours(library):
+    return STRICT if library == "array-api-strict" else [library]
+
+
+def cuda_driver():
+    """Version of the CUDA driver, as in 13020 for 13.2; 0 where no device answers, and why."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return 0, f"no CUDA device answers: {error}"
+    version, count = ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return 0, "no CUDA device answers: the driver is here, but lists none"
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    return version.value, None
+
+
+def test_cupy(session, version):
+    install(session, "cuda13x" if version >= 13000 else "cuda12x", "cli", "test")
+    run_tests(session, ["cupy"])
+
+
+@nox.session
+@nox.parametrize(
+    "python,library",
+    [
+        nox.param(HERE, "numpy", id="numpy"),
+        *(nox.param(version, "numpy", id=f"numpy-{version}") for version in OTHERS),
+        *(nox.param(HERE, library, id=library) for library in LIBRARIES),
+        nox.param(HERE, "jax-x32", id="jax-x32"),
+        nox.param(HERE, "cupy", id="cupy"),
+    ],
+)
+def tests(session, library):
+    """Every test of one backend."""
+    if library == "cupy":
+        version, reason = cuda_driver()
+        if not version:
+            session.skip(f"CuPy: {reason}")
+        test_cupy(session, version)
+    elif library == "jax-x32":
+        install(session, "jax", "cli", "test")
+        run_tests(session, ["jax"], x64="0")
+    else:
+        install(session, library, "cli", "test")
+        run_tests(session, flavours(library))
+
+
+@nox.session
+def gpu(session):
+    """Every test of CuPy; fails where no device answers."""
+    version, reason = cuda_driver()
+    if not version:
+        session.error(f"CuPy: {reason}")
+    test_cupy(session, version)
+
+
+@nox.session
+def agreement(session):
+    """Every backend but CuPy in one environment: against one oracle, and against each other."""
+    install(session, "torch", "jax", "dask", "agreement", "cli", "test")
+    names = ["numpy", *(name for library in LIBRARIES for name in flavours(library))]
+    run_tests(session, names, "tests/test_agreement.py")
+    session.run("xsoftmax", "verify", *(f"--backend={name}" for name in names), env={"JAX_ENABLE_X64": "1"})
+
+
+@nox.session(python="3.11")
+def oldest(session):
+    """The lowest versions that are supported."""
+    install(session, "oldest", constraints=())
+    run_tests(session, ["numpy", *STRICT, "jax", "dask"])
+
+
+@nox.session
+def examples(session):
+    """Every example, as a user would run it."""
+    install(session, "examples", "test")
+    run_tests(session, ["numpy"], "tests/test_examples.py")
+
+
+@nox.session
+def lint(session):
+    """Style and format."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session):
+    """Static types."""
+    install(session, "cli", "types")
+    session.run("mypy")
+
+
+if __name__ == "__main__":
+    nox.main()
