@@ -21,9 +21,9 @@ ROWS = [
     {"verify"},
     {"__init__"},
     {"functions", "losses"},
-    {"problem", "choose"},
+    {"problem", "checks", "choose"},
     {"implementations"},
-    {"formulas", "kernels", "threads"},
+    {"formulas", "kernels", "threads", "arrays"},
 ]
 RANK = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}
 MAY_USE_BACKENDS = {"cli", "verify", "__init__"}

@@ -1,0 +1,234 @@
+"""The commands ``xsoftmax backends``, ``xsoftmax explain`` and ``xsoftmax verify``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from . import backends as _backends
+
+if TYPE_CHECKING:
+    from .verify import Summary
+
+FAILED = 1
+UNUSABLE = 2  # as argparse, for wrong usage
+
+
+class Unusable(Exception):
+    """What was asked for does not exist or cannot run here."""
+
+
+@contextmanager
+def _asked() -> Iterator[None]:
+    """Errors within are about what was asked for, not ours."""
+    try:
+        yield
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise Unusable(error) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0: fine, 1: a result is off or nothing was compared, 2: it could not run."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except ModuleNotFoundError as error:
+        if error.name not in ("rich", "mpmath", "ml_dtypes"):
+            raise
+        print(
+            f'xsoftmax {options.command}: {error.name} is not installed; pip install "xsoftmax[cli]"', file=sys.stderr
+        )
+        return UNUSABLE
+    except Unusable as error:
+        print(f"xsoftmax {options.command}: {error}", file=sys.stderr)
+        return UNUSABLE
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="xsoftmax", description="Softmax and cross-entropy for any array library.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("backends", help="which array libraries and devices are here, usable or why not")
+    command.set_defaults(run=_show_backends)
+
+    command = commands.add_parser("explain", help="which implementation runs a call, and why the others do not")
+    command.add_argument("verb", help="a public function, such as softmax or cross_entropy")
+    command.add_argument("--backend", default="auto", metavar="NAME", help="default: %(default)s")
+    command.add_argument(
+        "--shape", type=_integers, default=(32, 10), metavar="N,C", help="of the logits; default: 32,10"
+    )
+    command.add_argument("--dtype", default="float32", help="of the logits; default: %(default)s")
+    command.add_argument("--axis", type=int, default=-1, help="default: %(default)s")
+    command.set_defaults(run=_explain)
+
+    command = commands.add_parser("verify", help="compare every result with the exact one, under the accuracy contract")
+    for option, what in (
+        ("--backend", "'all', the default: every usable one"),
+        ("--verb", "default: all"),
+        ("--dtype", "default: all"),
+    ):
+        command.add_argument(option, nargs="+", action="extend", metavar="NAME", help=what)
+    command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    command.set_defaults(run=_verify)
+    return parser
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _console(**options: Any) -> Any:
+    from rich.console import Console
+
+    console = Console(**options)
+    return console if console.is_terminal else Console(width=120, **options)
+
+
+def _show_backends(options: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from .implementations import REGISTRY
+
+    table = Table("backend", "version", "device", "usable", "implementations")
+    for status in _backends.backends():
+        library = status.name.partition(":")[0]
+        names = [entry.name for entry in REGISTRY if entry.library in (library, None)]
+        table.add_row(
+            status.name,
+            status.version or "–",
+            status.device or "–",
+            "yes" if status.usable else f"no: {status.reason}",
+            ", ".join(names),
+        )
+    _console().print(table)
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    import xsoftmax
+
+    with _asked():
+        backend = _backends.backend(options.backend)
+        arrays = [
+            _zeros(backend, name, options) for name in _positional(getattr(xsoftmax, options.verb, None), options)
+        ]
+        print(xsoftmax.explain(options.verb, *arrays, axis=options.axis))
+    return 0
+
+
+def _positional(verb: Any, options: argparse.Namespace) -> list[str]:
+    parameters = inspect.signature(verb).parameters.values() if inspect.isfunction(verb) else ()
+    found = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    if not found:
+        raise ValueError(f"verb is {options.verb!r}, expected a function of arrays, such as softmax or cross_entropy")
+    return found
+
+
+def _zeros(backend: _backends.Backend, name: str, options: argparse.Namespace) -> Any:
+    import numpy
+
+    shape, axis = options.shape, options.axis % len(options.shape)
+    if name == "targets":
+        return backend.asarray(numpy.zeros(shape[:axis] + shape[axis + 1 :], "int32"))
+    return backend.asarray(numpy.zeros(shape, "float32"), dtype=options.dtype)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from .verify import plan, summarise, verify
+
+    wanted = {"verbs": options.verb, "dtypes": options.dtype}
+    with _asked():
+        chosen, skipped = _chosen(options.backend)
+        total = sum(len(plan(backend, **wanted)) for backend in chosen)
+    results = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        for backend in chosen:
+            progress.update(task, description=backend.name)
+            for result in verify(backend, **wanted):
+                results.append(result)
+                progress.advance(task)
+    summaries = summarise(results)
+    ok = all(summary.ok for summary in summaries) and any(summary.compared for summary in summaries)
+    if options.json:
+        rows = [_finite(dataclasses.asdict(summary) | {"ok": summary.ok}) for summary in summaries]
+        print(json.dumps({"ok": ok, "skipped": skipped, "results": rows}, indent=1, allow_nan=False))
+    else:
+        _print_verdict(summaries, skipped, ok)
+    return 0 if ok else FAILED
+
+
+def _chosen(names: list[str] | None) -> tuple[list[_backends.Backend], dict[str, str]]:
+    """Backends to verify, and those that 'all' leaves out with their reasons; one asked for by name must be usable."""
+    if names is not None and "all" not in names:
+        return [_backends.backend(name) for name in dict.fromkeys(names)], {}
+    statuses = _backends.backends()
+    skipped = {status.name: str(status.reason) for status in statuses if not status.usable}
+    return [_backends.backend(status.name) for status in statuses if status.usable], skipped
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    # JSON has no infinity.
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
+def _print_verdict(summaries: list[Summary], skipped: dict[str, str], ok: bool) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = _console()
+    verbs = list(dict.fromkeys(summary.verb for summary in summaries))
+    dtypes = list(dict.fromkeys(summary.dtype for summary in summaries))
+    for backend in dict.fromkeys(summary.backend for summary in summaries):
+        cells = {(s.verb, s.dtype): s for s in summaries if s.backend == backend}
+        table = Table("verb", *dtypes, title=f"{backend}: worst error / contract, in ulps", title_justify="left")
+        for verb in verbs:
+            table.add_row(verb, *(_cell(cells.get((verb, dtype))) for dtype in dtypes))
+        console.print(table)
+        console.print(_counts(list(cells.values())), highlight=False)
+        for summary in cells.values():
+            for failure in summary.failures[:3]:
+                console.print(f"[red]✗[/] {summary.verb} {summary.dtype}: {escape(failure)}", highlight=False)
+            if len(summary.failures) > 3:
+                console.print(f"  … and {len(summary.failures) - 3} more", highlight=False)
+    for name, reason in skipped.items():
+        console.print(f"skipped: {name}: {escape(reason)}", highlight=False)
+    if not any(summary.compared for summary in summaries):
+        console.print("[red]nothing was compared[/]")
+    else:
+        console.print("[green]all within the contract[/]" if ok else "[red]off the contract[/]")
+
+
+def _cell(summary: Summary | None) -> str:
+    if summary is None or summary.absent:
+        return "–"
+    if not summary.compared:
+        return "[red]✗ nothing compared[/]" if not summary.refused else "refused"
+    text = f"{summary.worst:.2f} / {summary.bound:g}"
+    return text if summary.ok else f"[red]✗ {text}[/]"
+
+
+def _counts(summaries: list[Summary]) -> str:
+    """How much was compared, refused and exempted."""
+    compared = sum(summary.compared for summary in summaries)
+    text = [f"compared {compared:,} values in {sum(summary.cases for summary in summaries):,} cases"]
+    for what in ("refused", "exempted"):
+        counts: Counter[str] = sum((getattr(summary, what) for summary in summaries), Counter())
+        detail = ", ".join(f"{reason}: {count:,}" for reason, count in counts.most_common())
+        text.append(f"{what} {counts.total():,}" + (f" ({detail})" if detail else ""))
+    absent = list(dict.fromkeys(summary.dtype for summary in summaries if summary.absent))
+    if absent:
+        text.append(f"not here: {', '.join(absent)}")
+    return "; ".join(text)
