@@ -1,0 +1,127 @@
+"""The commands: what they print, and the exit status a user's own CI would see."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from xsoftmax import functions
+from xsoftmax.cli import main
+
+SMALL = ["verify", "--backend", "numpy", "--verb", "softmax", "--dtype", "float32"]
+
+
+def test_backends(capsys):
+    assert main(["backends"]) == 0
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if "numpy" in line and "yes" in line]
+    assert "array-api-strict:no_x64" in out
+
+
+@pytest.mark.parametrize("verb", ["softmax", "softmax_vjp", "cross_entropy_and_grad", "kl_divergence"])
+def test_explain(capsys, verb):
+    assert main(["explain", verb, "--backend", "numpy", "--shape", "4,10,3", "--dtype", "float16", "--axis", "1"]) == 0
+    assert verb in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["explain", "hardmax"], "xsoftmax explain: verb is 'hardmax', expected a function of arrays"),
+        (["explain", "softmax", "--backend", "abacus"], "xsoftmax explain: backend: name is 'abacus', expected"),
+        (["explain", "softmax", "--backend", "array-api-strict", "--dtype", "float16"], "asarray: dtype is float16"),
+        (["explain", "softmax", "--axis", "2"], "axis"),
+        (["verify", "--backend", "abacus"], "xsoftmax verify: backend: name is 'abacus', expected"),
+        (["verify", "--backend", "numpy", "--verb", "hardmax"], "unknown verb 'hardmax'"),
+        (["verify", "--backend", "numpy", "--dtype", "float8"], "unknown dtype 'float8'"),
+    ],
+)
+def test_what_cannot_run_is_status_2(capsys, arguments, message):
+    if "array-api-strict" in arguments:
+        pytest.importorskip("array_api_strict")
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+def test_verify(capsys):
+    assert main(SMALL) == 0
+    out = capsys.readouterr().out
+    assert "numpy: worst error / contract, in ulps" in out
+    assert "/ 1" in next(line for line in out.splitlines() if "softmax" in line)
+    assert "compared " in out
+    assert out.endswith("all within the contract\n")
+
+
+def test_verify_json_is_all_of_stdout(capsys):
+    assert main([*SMALL, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (row,) = report["results"]
+    assert report["ok"]
+    assert (row["backend"], row["verb"], row["dtype"], row["ok"]) == ("numpy", "softmax", "float32", True)
+    assert 0 < row["worst"] <= row["bound"] == 1
+    assert row["compared"] > 100
+
+
+def test_verify_all_reports_what_it_skips(capsys, monkeypatch):
+    monkeypatch.setattr("xsoftmax.backends.NAMES", ("numpy", "cupy"))
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert main(["verify", *SMALL[3:]]) == 0
+    assert "skipped: cupy: 'cupy' is not installed; pip install" in capsys.readouterr().out
+    assert main(["verify", *SMALL[3:], "--backend", "all", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["skipped"]) == ["cupy"]
+
+
+def test_a_wrong_result_is_status_1(capsys, monkeypatch):
+    right = functions.softmax
+    monkeypatch.setattr(functions, "softmax", lambda x, **options: right(x, **options) * (1 + 2**-20))
+    assert main(SMALL) == 1
+    out = capsys.readouterr().out
+    assert "✗" in out
+    assert out.endswith("off the contract\n")
+    assert main([*SMALL, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ok"]
+    assert not report["results"][0]["ok"]
+    assert report["results"][0]["failures"]
+
+
+def test_infinite_errors_are_valid_json(capsys, monkeypatch):
+    right = functions.softmax
+    monkeypatch.setattr(functions, "softmax", lambda x, **options: right(x, **options) * float("nan"))
+    assert main([*SMALL, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["results"][0]["worst"] is None
+
+
+def test_nothing_compared_is_status_1(capsys, monkeypatch):
+    def refuse(x, **options):
+        raise NotImplementedError("not on Sundays")
+
+    monkeypatch.setattr(functions, "softmax", refuse)
+    assert main(SMALL) == 1
+    out = capsys.readouterr().out
+    assert "refused" in out
+    assert "not on Sundays" in out
+    assert out.endswith("nothing was compared\n")
+
+
+def test_only_an_absent_dtype_is_status_1(capsys):
+    pytest.importorskip("array_api_strict")
+    assert main(["verify", "--backend", "array-api-strict", "--verb", "softmax", "--dtype", "float16"]) == 1
+    assert "not here: float16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("module", "command"), [("rich", "backends"), ("rich", "verify"), ("mpmath", "verify")])
+def test_a_missing_extra_says_what_to_install(module, command):
+    code = f"import sys; sys.modules[{module!r}] = None; from xsoftmax.cli import main; sys.exit(main([{command!r}]))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == f'xsoftmax {command}: {module} is not installed; pip install "xsoftmax[cli]"\n'
+
+
+def test_runs_as_a_module():
+    run = subprocess.run([sys.executable, "-m", "xsoftmax"], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "usage: xsoftmax" in run.stderr
