@@ -1,0 +1,292 @@
+"""Verdicts in ulps: a computed array against an exact one, under the accuracy contract."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from .exact import MP, Exact, Total
+from .rows import Rows
+
+COLUMNS = ("half", "half native", "float32", "float32 native", "float64")
+
+# Largest error in ulps, column by column; "native" is without float64 at hand. None: not promised.
+CONTRACT: dict[str, tuple[float | None, ...]] = {
+    "softmax": (1, 1, 1, 8, 6),
+    "log_softmax": (1, 1, 1, 8, 6),
+    "logsumexp": (1, 1, 1, 4, 4),  # of max(|m|, |log s|, |result|); signed b: times Σ |b|e^x / |Σ b e^x|
+    "sign": (0, 0, 0, 0, 0),
+    "cross_entropy": (1, 8, 1, 8, 6),  # half logits: float32 ulps
+    "reduced loss": (2, 10, 2, 10, 8),  # the rows' and on top of them 1, 2, 2, of Σ |terms|
+    "gradient": (1, 1, 1, 8, 6),  # integer or one-hot targets, the target entry included
+    "general_gradient": (1, 1, 1, 8, 6),  # of max(y·Q, q)
+    "hessian_diag": (1, 1, 1, 8, 6),
+    "vector_product": (1, 1, 1, 8, 6),  # of y_i(|v_i| + Σ y|v|)
+    "jacobian": (1, 1, 1, 8, 6),
+    "divergence": (1, 1, 1, 8, 6),  # of Σ |terms|
+    "sum of softmax": (None, None, 1, 2, 2),  # Σ softmax − 1, in eps
+    "row sum of gradient": (None, None, 2, 4, 4),  # in ulp(max |g|)
+    "row sum of general gradient": (None, None, 4, 4, 4),  # in eps·Q
+}
+
+# What may be off by more, and by how much.
+EXCEPTIONS: dict[str, float] = {
+    "underflowing sums": 1,  # times C smallest subnormals (smallest normals where flushed) in q
+    "flushed subnormals": 0,  # a subnormal result may be this, where the backend flushes
+    "temperature": 1,  # roundings u·|z| of each transformed logit, in the compute dtype
+    "softcap": 8,  # likewise: two divisions, a product and a tanh of 2.5 ulp
+    "off the simplex": 1,  # times |1 − Σ y| of the y given
+    "missing dtype": 0,  # reported as absent, not as passed
+}
+
+NON_NEGATIVE = ("softmax", "cross_entropy", "reduced loss")
+POSITIVE_ZERO = ("cross_entropy", "reduced loss")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A binary floating-point format."""
+
+    digits: int
+    lowest: int  # exponent of the smallest normal number
+    highest: int  # exponent of the largest binade
+
+    @property
+    def tiny(self) -> float:
+        return math.ldexp(1, self.lowest)
+
+    @property
+    def quantum(self) -> float:
+        """The smallest subnormal number."""
+        return math.ldexp(1, self.lowest - self.digits + 1)
+
+    @property
+    def overflow(self):
+        """The smallest magnitude that rounds to infinity."""
+        return MP.ldexp(MP.mpf(2) ** (self.digits + 1) - 1, self.highest - self.digits)
+
+    def ulp(self, magnitude) -> float:
+        """The unit in the last place of the binade of ``magnitude``, an mpf."""
+        if not magnitude or not MP.isfinite(magnitude):
+            return self.quantum
+        _, _, exponent, bits = magnitude._mpf_
+        return math.ldexp(1, min(max(exponent + bits - 1, self.lowest), self.highest) - self.digits + 1)
+
+
+FORMATS = {
+    "float16": Format(11, -14, 15),
+    "bfloat16": Format(8, -126, 127),
+    "float32": Format(24, -126, 127),
+    "float64": Format(53, -1022, 1023),
+}
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What the bounds depend on: the logits' dtype, and what the backend computes with."""
+
+    dtype: str
+    float64: bool = True
+    flushes: bool = False
+
+    @property
+    def column(self) -> str:
+        if self.dtype == "float64":
+            return "float64"
+        kind = "float32" if self.dtype == "float32" else "half"
+        return kind if self.float64 else f"{kind} native"
+
+    def compute(self, result: str) -> Format:
+        """The dtype computed in: half logits in float32, their loss and float32 logits in float64 where at hand."""
+        wide = self.float64 and result in ("float32", "float64")
+        return FORMATS["float64" if wide or self.dtype == "float64" else "float32"]
+
+    def bound(self, kind: str) -> float | None:
+        return CONTRACT[kind][COLUMNS.index(self.column)]
+
+
+@dataclass
+class Verdict:
+    """What a comparison found; ``worst`` leaves out what an exception covered."""
+
+    worst: float = 0.0
+    bound: float = 0.0
+    compared: int = 0
+    exempted: Counter = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+    def merge(self, other: Verdict) -> None:
+        if other.worst / (other.bound or 1) >= self.worst / (self.bound or 1):
+            self.worst, self.bound = other.worst, other.bound
+        self.compared += other.compared
+        self.exempted += other.exempted
+        self.failures += other.failures
+
+
+def judge(got: np.ndarray, exact: Exact, arithmetic: Arithmetic) -> Verdict:
+    """Compare every element, the sums of rows, the signs and the equalities of one result."""
+    bound = arithmetic.bound(exact.kind)
+    if got.dtype.name != exact.dtype or not got.dtype.isnative:
+        return Verdict(math.inf, bound, failures=[f"dtype {got.dtype}, expected {exact.dtype}"])
+    if got.shape != exact.index.shape:
+        return Verdict(math.inf, bound, failures=[f"shape {got.shape}, expected {exact.index.shape}"])
+    if not got.size:
+        # an empty result is its shape and dtype
+        return Verdict(0.0, bound, compared=1)
+    values = np.atleast_1d(got.astype(np.float64))
+    exact = replace(exact, index=np.atleast_1d(exact.index))
+    verdict = _elements(values, exact, arithmetic, bound)
+    verdict.failures += _signs(values, exact) + _equalities(values, exact)
+    if exact.totals:
+        verdict.merge(_totals(values, exact, arithmetic))
+    return verdict
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Exact values as float64 pairs: ``near``, and the rest in ulps."""
+
+    near: np.ndarray
+    rest: np.ndarray
+    ulp: np.ndarray
+
+    @classmethod
+    def of(cls, exact: Exact, target: Format) -> _Split:
+        near, rest, ulp = (np.empty(len(exact.values)) for _ in range(3))
+        for k, (value, unit) in enumerate(zip(exact.values, exact.units, strict=True)):
+            ulp[k] = target.ulp(unit)
+            near[k], rest[k] = float(value), 0.0
+            if MP.isfinite(value) and math.isfinite(near[k]):
+                with MP.workprec(200):
+                    rest[k] = float((value - near[k]) / ulp[k])
+            if abs(value) >= target.overflow:
+                near[k] = math.copysign(math.inf, near[k])
+        return cls(near, rest, ulp)
+
+
+def _elements(got: np.ndarray, exact: Exact, arithmetic: Arithmetic, bound: float) -> Verdict:
+    target = FORMATS[exact.dtype]
+    split = _Split.of(exact, target)
+    near, rest, ulp = (a[exact.index] for a in (split.near, split.rest, split.ulp))
+    with np.errstate(all="ignore"):
+        error = np.abs((got - near) / ulp - rest)
+    # An exact value that overflows may come back as the largest number only within the bound.
+    special = ~np.isfinite(near) | ~np.isfinite(got)
+    same = (got == near) | (np.isnan(got) & np.isnan(near))
+    error = np.where(special, np.where(same, 0.0, np.inf), error)
+    limit = math.ldexp(2 - 2.0 ** (1 - target.digits), target.highest)
+    overflowed = np.isinf(near) & (np.abs(got) == limit) & (np.sign(got) == np.sign(near)) & (bound >= 1)
+    if overflowed.any():
+        finite = np.array([bool(MP.isfinite(v)) and abs(v) < 2 * target.overflow for v in exact.values])
+        error[overflowed & finite[exact.index]] = 1.0
+    excess = error > bound
+    vanished = (got == 0) & ~excess & (exact.kind in POSITIVE_ZERO) & (np.abs(near) > target.quantum / 2)
+    suspects = excess | vanished
+    exempted: Counter = Counter()
+    if suspects.any():
+        for place in map(tuple, np.argwhere(suspects)):
+            free = bound if excess[place] else 0.0
+            name = _exemption(got[place], exact, int(exact.index[place]), error[place], free, arithmetic)
+            if name:
+                exempted[name] += 1
+                suspects[place] = False
+    counted = ~(excess & ~suspects)
+    worst = float(np.max(error, where=counted, initial=0.0))
+    failures = [
+        f"{list(map(int, place))}: got {got[place]:.9g}, exact {_digits(exact.values[exact.index[place]])}, "
+        + (f"{error[place]:.3g} ulp, at most {bound:g}" if excess[place] else "0 only if the true loss rounds to 0")
+        for place in map(tuple, np.argwhere(suspects))
+    ]
+    return Verdict(worst, bound, got.size, exempted, _first(failures))
+
+
+def _exemption(got: float, exact: Exact, code: int, error: float, bound: float, arithmetic: Arithmetic) -> str | None:
+    """The exception that covers an error, or None."""
+    target, compute = FORMATS[exact.dtype], arithmetic.compute(exact.dtype)
+    value, slack = exact.values[code], exact.slack[code]
+    if arithmetic.flushes and got == EXCEPTIONS["flushed subnormals"] and abs(value) < target.tiny:
+        return "flushed subnormals"
+    if not math.isfinite(error):
+        return None
+    size = {
+        "underflowing sums": compute.tiny if arithmetic.flushes else compute.quantum,
+        "off the simplex": 1,
+        "temperature": math.ldexp(1, -compute.digits),
+        "softcap": math.ldexp(1, -compute.digits),
+    }
+    allowed = {name: EXCEPTIONS[name] * amount * size[name] for name, amount in slack.items() if amount}
+    off = abs(MP.mpf(got) - value) - bound * target.ulp(exact.units[code])
+    if not allowed or off > sum(allowed.values()):
+        return None
+    return max(allowed, key=allowed.__getitem__)
+
+
+def _signs(got: np.ndarray, exact: Exact) -> list[str]:
+    failures = []
+    if exact.kind in NON_NEGATIVE and not any(v < 0 for v in exact.values):
+        failures += [f"{p}: {got[p]:.9g} is negative" for p in _places(got < 0)]
+    if exact.kind in POSITIVE_ZERO:
+        failures += [f"{p}: −0.0" for p in _places((got == 0) & np.signbit(got))]
+    if exact.kind == "softmax":
+        failures += [f"{p}: {got[p]:.9g} is above 1" for p in _places(got > 1)]
+    if exact.kind == "log_softmax":
+        failures += [f"{p}: {got[p]:.9g} is above 0" for p in _places(got > 0)]
+    return _first(failures)
+
+
+def _equalities(got: np.ndarray, exact: Exact) -> list[str]:
+    """Equal inputs give bit-equal outputs (up to the sign of a zero)."""
+    codes, flat = exact.index.reshape(-1), got.reshape(-1)
+    levels, first = np.unique(codes, return_index=True)
+    representative = np.empty(len(exact.values))
+    representative[levels] = flat[first]
+    other = representative[exact.index]
+    different = (other != got) & ~(np.isnan(other) & np.isnan(got))
+    return _first([f"{p}: {got[p]!r}, but {other[p]!r} for the same input" for p in _places(different)])
+
+
+def _totals(got: np.ndarray, exact: Exact, arithmetic: Arithmetic) -> Verdict:
+    verdict = Verdict()
+    target = FORMATS[exact.dtype]
+    rows = Rows(got.shape, exact.axes).split(got)
+    for i, (row, total) in enumerate(zip(rows, exact.totals, strict=True)):
+        bound = arithmetic.bound(total.kind) if total else None
+        if total is None or bound is None or not np.isfinite(row).all():
+            continue
+        error, unit = _total_error(row, total, target)
+        # C entries are each off by half a quantum, or by all of it where subnormals are flushed
+        grain = row.size * (target.tiny if arithmetic.flushes else target.quantum)
+        verdict.compared += 1
+        if error <= bound * unit:
+            if error / unit / bound >= verdict.worst / (verdict.bound or 1):
+                verdict.worst, verdict.bound = error / unit, bound
+        elif error <= bound * unit + grain:
+            verdict.exempted["underflowing sums"] += 1
+        else:
+            verdict.worst, verdict.bound = error / unit, bound
+            verdict.failures.append(f"row {i}: {total.kind} is off by {error / unit:.3g}, at most {bound:g}")
+    verdict.failures = _first(verdict.failures)
+    return verdict
+
+
+def _total_error(row: np.ndarray, total: Total, target: Format) -> tuple[float, float]:
+    error = abs(math.fsum([*row.tolist(), -float(total.value)]))
+    if total.kind == "row sum of gradient":
+        return error, target.ulp(total.unit)
+    return error, float(total.unit) * math.ldexp(1, 1 - target.digits)
+
+
+def _places(found: np.ndarray) -> list[tuple[int, ...]]:
+    return [tuple(map(int, p)) for p in np.argwhere(found)[:4]]
+
+
+def _first(failures: list[str], most: int = 3) -> list[str]:
+    rest = len(failures) - most
+    return failures if rest <= 0 else [*failures[:most], f"… and {rest} more"]
+
+
+def _digits(value) -> str:
+    return MP.nstr(value, 9, min_fixed=-4, max_fixed=7)

@@ -1,0 +1,43 @@
+"""An exact result: arbitrary-precision values, and for each the magnitude in whose ulps an error is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import mpmath
+import numpy as np
+
+MP = mpmath.MPContext()  # a context of its own: the user's mpmath.mp keeps its precision
+
+
+@dataclass(frozen=True, eq=False)
+class Total:
+    """What a row of the result adds up to: ``|Σ row − value|`` is measured in ``eps·unit`` or in ``ulp(unit)``."""
+
+    kind: str
+    value: object
+    unit: object
+
+
+@dataclass(eq=False)
+class Exact:
+    """One exact array, by distinct entries: entry ``i`` of the result is ``values[index[i]]``.
+
+    Equal entries of ``index`` come from equal inputs of one row, so a computed result must be bit-equal there.
+    """
+
+    kind: str  # row of compare.CONTRACT
+    dtype: str
+    axes: tuple[int, ...] = ()
+    index: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    values: list = field(default_factory=list)
+    units: list = field(default_factory=list)
+    slack: list = field(default_factory=list)  # one dict per value: name of an exception → absolute allowance
+    totals: list[Total | None] = field(default_factory=list)
+
+    def add(self, value, unit=None, **slack) -> int:
+        """Append a distinct value and return its code."""
+        self.values.append(value)
+        self.units.append(abs(value) if unit is None else max(abs(value), unit))
+        self.slack.append(slack)
+        return len(self.values) - 1

@@ -1,0 +1,357 @@
+"""The exact reference: every verb in arbitrary precision on the exact values of its inputs.
+
+Nothing here goes through the library's own formulas. Long rows are computed by run length: once per distinct entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from .exact import MP, Exact, Total
+from .loss_problem import LossProblem, Reduction
+from .mathematics import INF, NAN, ONE, ZERO, Transform, loss_row, sensitivities, state, working_bits
+from .rows import Rows, as_float64, distinct, row_mask
+
+HALF = ("float16", "bfloat16")
+
+
+def expected(
+    verbs: tuple[str, ...], arrays: Mapping[str, np.ndarray], options: Mapping, default_float: str = "float64"
+) -> dict[str, tuple[Exact, ...]]:
+    """Exact results of verbs of one family on the same inputs.
+
+    ``arrays`` holds the positional arrays by name (``x``; ``y, dy``; ``logits, targets, v``; ``p, q``, …), ``options``
+    the keyword arguments. Integer and bool arrays that the library converts become ``default_float`` first.
+    """
+    family = next(f for f in FAMILIES if set(verbs) <= set(FAMILIES[f]))
+    results = _COMPUTE[family](dict(arrays), dict(options), default_float, verbs)
+    return {verb: results[verb] for verb in verbs}
+
+
+FAMILIES = {
+    "softmax": ("softmax", "log_softmax", "logsumexp"),
+    "jacobian": ("softmax_jacobian",),
+    "softmax product": ("softmax_vjp", "softmax_jvp"),
+    "log_softmax product": ("log_softmax_vjp", "log_softmax_jvp"),
+    "cross_entropy": (
+        "cross_entropy",
+        "cross_entropy_grad",
+        "cross_entropy_and_grad",
+        "cross_entropy_hvp",
+        "cross_entropy_grad_and_hessian_diag",
+    ),
+    "from_probs": ("cross_entropy_from_probs",),
+    "entropy": ("entropy",),
+    "kl_divergence": ("kl_divergence",),
+}
+
+
+def _floating(a: np.ndarray, default_float: str) -> np.ndarray:
+    return a if a.dtype.kind not in "biu" else a.astype(default_float)
+
+
+def _loss_dtype(dtype: str) -> str:
+    return "float32" if dtype in HALF else dtype
+
+
+def _transform_slack(changes: list, transform: Transform, j: int) -> dict:
+    return {transform.roundings: changes[j]} if changes else {}
+
+
+def _softmax(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
+    if "b" in options:
+        return {"logsumexp": _weighted_logsumexp(arrays["x"], default_float, **options)}
+    x = _floating(arrays["x"], default_float)
+    axis, where = options.get("axis", -1), options.get("where")
+    transform = Transform(options.get("temperature", 1.0))
+    rows = Rows.of(np.broadcast_shapes(x.shape, np.shape(where) if where is not None else ()), axis)
+    dtype = x.dtype.name
+    p, log_p = (Exact(kind, dtype, rows.axes) for kind in ("softmax", "log_softmax"))
+    lse = Exact("logsumexp", dtype)
+    values, mask = rows.split(as_float64(x)), row_mask(where, rows)
+    index = np.empty(values.shape, np.int64)
+    for i, (row, kept) in enumerate(zip(values, mask, strict=True)):
+        (levels,), codes, counts = distinct(row[kept])
+        with MP.workprec(working_bits(levels, counts, transform)):
+            z = [transform(a) for a in levels.tolist()]
+            n = counts.tolist()
+            s = state(z, n)
+            underflow = {"underflowing sums": MP.mpf(int(counts.sum()))}
+            changes = [] if transform.exact else sensitivities(lambda z, n=n: _probabilities(z, n), z)
+            first = len(p.values)
+            for j, (y, nll) in enumerate(zip(s.y, s.nll, strict=True)):
+                p.add(y, **_transform_slack(changes, transform, j))
+                log_p.add(-nll, **underflow, **_transform_slack(changes, transform, len(z) + j))
+            lse.add(s.lse, s.lse_unit, **underflow)
+            defined = bool(z) and not MP.isnan(s.y[0])
+        p.totals.append(Total("sum of softmax", ONE, ONE) if defined else None)
+        index[i, kept] = first + codes
+        if not kept.all():
+            index[i, ~kept] = p.add(ZERO)
+            log_p.add(-INF)
+    p.index = log_p.index = rows.join(index)
+    lse.index = np.arange(values.shape[0]).reshape(rows.kept_shape if options.get("keepdims") else rows.outer_shape)
+    results = {"softmax": (p,), "log_softmax": (log_p,), "logsumexp": (lse,)}
+    if options.get("return_sign"):
+        # e^x sums are never negative; an empty or all −inf row sums to 0
+        sign = Exact("sign", dtype, index=lse.index)
+        for value in lse.values:
+            sign.add(value if MP.isnan(value) else ZERO if value == -INF else ONE)
+        results["logsumexp"] = (lse, sign)
+    return results
+
+
+def _probabilities(z, counts) -> list:
+    s = state(z, counts)
+    return [*s.y, *(-a for a in s.nll)]
+
+
+def _weighted_logsumexp(
+    x, default_float, *, b, axis=-1, where=None, keepdims=False, return_sign=False
+) -> tuple[Exact, ...]:
+    x, b = _floating(x, default_float), _floating(np.asarray(b), default_float)
+    dtype = np.promote_types(x.dtype, b.dtype).name
+    rows = Rows.of(np.broadcast_shapes(x.shape, b.shape, np.shape(where) if where is not None else ()), axis)
+    lse, sign = Exact("logsumexp", dtype), Exact("sign", dtype)
+    columns = rows.split(as_float64(x)), rows.split(as_float64(b)), row_mask(where, rows)
+    for row, factors, kept in zip(*columns, strict=True):
+        (levels, weights), _, counts = distinct(*(a[kept & (factors != 0)] for a in (row, factors)))
+        value, unit, positive = _signed_sum(levels, weights, counts)
+        lse.add(NAN if positive == -1 and not return_sign else value, unit, **{"underflowing sums": MP.mpf(row.size)})
+        sign.add(positive)
+    lse.index = sign.index = np.arange(len(lse.values)).reshape(rows.kept_shape if keepdims else rows.outer_shape)
+    return (lse, sign) if return_sign else (lse,)
+
+
+def _signed_sum(levels, weights, counts) -> tuple:
+    """Log |Σ b·e^x|, its unit and its sign."""
+    if np.isnan(levels).any() or np.isnan(weights).any():
+        return NAN, NAN, NAN
+    if (levels == np.inf).any():
+        signs = set(np.sign(weights[levels == np.inf]).tolist())
+        return (INF, INF, MP.mpf(signs.pop())) if len(signs) == 1 else (NAN, NAN, NAN)
+    finite = levels > -np.inf
+    levels, weights, counts = levels[finite], weights[finite], counts[finite]
+    if not levels.size:
+        return -INF, INF, ZERO
+    with MP.workprec(1024):
+        m = MP.mpf(float(levels.max()))
+        terms = [
+            n * MP.mpf(b) * MP.exp(MP.mpf(a) - m)
+            for a, b, n in zip(levels.tolist(), weights.tolist(), counts.tolist(), strict=True)
+        ]
+        total = MP.fsum(terms)
+        if not total:
+            return -INF, INF, ZERO
+        log_s = MP.log(abs(total))
+        value = m + log_s
+        cancellation = MP.fsum(abs(t) for t in terms) / abs(total)
+        return value, max(abs(m), abs(log_s), abs(value)) * cancellation, MP.sign(total)
+
+
+def _jacobian(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
+    y = _floating(arrays["y"], default_float)
+    rows = Rows.of(y.shape, options.get("axis", -1))
+    result = Exact("jacobian", y.dtype.name)
+    values = rows.split(as_float64(y))
+    index = np.empty((*values.shape, values.shape[1]), np.int64)
+    for i, row in enumerate(values):
+        (levels,), codes, counts = distinct(row)
+        with MP.workprec(400):
+            p = [MP.mpf(a) for a in levels.tolist()]
+            off = abs(1 - MP.fsum(n * a for n, a in zip(counts.tolist(), p, strict=True)))
+            pairs = np.array([[result.add(-a * b) for b in p] for a in p])
+            diagonal = np.array([result.add(a * (1 - a), **{"off the simplex": a * off}) for a in p])
+        index[i] = pairs[codes[:, None], codes]
+        np.fill_diagonal(index[i], diagonal[codes])
+    result.index = index.reshape(*rows.outer_shape, *index.shape[1:])
+    return {"softmax_jacobian": (result,)}
+
+
+def _products(combine: Callable) -> Callable:
+    """The two vector products of a family; ``combine`` gives value, unit and slack of each distinct entry of a row."""
+
+    def compute(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
+        y, v = (_floating(a, default_float) for a in arrays.values())
+        where = options.get("where")
+        rows = Rows.of(y.shape, options.get("axis", -1))
+        results = {verb: Exact("vector_product", y.dtype.name, rows.axes) for verb in verbs}
+        mask = row_mask(where, rows)
+        index = np.empty(mask.shape, np.int64)
+        for i, (row, vector, kept) in enumerate(
+            zip(rows.split(as_float64(y)), rows.split(as_float64(v)), mask, strict=True)
+        ):
+            (levels, entries), codes, counts = distinct(row[kept], vector[kept])
+            with MP.workprec(400):
+                a, b = ([MP.mpf(t) for t in c.tolist()] for c in (levels, entries))
+                for verb, result in results.items():
+                    first = len(result.values)
+                    for value, unit, slack in combine(verb, a, b, counts.tolist()):
+                        result.add(value, unit, **slack)
+                    if not kept.all():
+                        index[i, ~kept] = result.add(ZERO)
+            index[i, kept] = first + codes
+        for result in results.values():
+            result.index = rows.join(index)
+        return {verb: (result,) for verb, result in results.items()}
+
+    return compute
+
+
+def _softmax_product(verb, y, v, counts) -> list[tuple]:
+    """y·(v − Σ y v), the same for both: the Jacobian is symmetric."""
+    mean = MP.fsum(n * a * b for n, a, b in zip(counts, y, v, strict=True))
+    mean_abs = MP.fsum(n * a * abs(b) for n, a, b in zip(counts, y, v, strict=True))
+    off = abs(1 - MP.fsum(n * a for n, a in zip(counts, y, strict=True)))
+    at_top = max((abs(b) for a, b in zip(y, v, strict=True) if a == max(y)), default=ZERO)
+    return [
+        (a * (b - mean), a * (abs(b) + mean_abs), {"off the simplex": a * at_top * off})
+        for a, b in zip(y, v, strict=True)
+    ]
+
+
+def _log_softmax_product(verb, log_y, v, counts) -> list[tuple]:
+    """The vjp v − y Σ v, the jvp v − Σ y v."""
+    y = [MP.exp(a) for a in log_y]
+    factors = y if verb == "log_softmax_vjp" else [ONE] * len(y)
+    terms = v if verb == "log_softmax_vjp" else [a * b for a, b in zip(y, v, strict=True)]
+    total = MP.fsum(n * t for n, t in zip(counts, terms, strict=True))
+    total_abs = MP.fsum(n * abs(t) for n, t in zip(counts, terms, strict=True))
+    return [(b - f * total, abs(b) + f * total_abs, {}) for f, b in zip(factors, v, strict=True)]
+
+
+def _cross_entropy(
+    arrays,
+    options,
+    default_float,
+    verbs,
+) -> dict[str, tuple[Exact, ...]]:
+    logits, targets = _floating(arrays["logits"], default_float), arrays["targets"]
+    problem = LossProblem(logits, targets, **options)
+    rows, transform = problem.rows, problem.transform
+    x, v = rows.split(as_float64(logits)), rows.split(as_float64(arrays.get("v", np.zeros(()))))
+    dtype = logits.dtype.name
+    losses = Reduction(problem, _loss_dtype(dtype))
+    grad = Exact("gradient", dtype, rows.axes)
+    hvp, diag = Exact("vector_product", dtype, rows.axes), Exact("hessian_diag", dtype, rows.axes)
+    index = np.empty(x.shape, np.int64)
+
+    def fill(i, where, value):
+        for result in (grad, hvp, diag):
+            index[i, where] = result.add(value)
+
+    for i, row in enumerate(x):
+        if not problem.present[i]:
+            fill(i, slice(None), ZERO)
+        elif problem.bad[i]:
+            fill(i, slice(None), NAN)
+        if not problem.present[i] or problem.bad[i]:
+            losses.add(i, NAN if problem.bad[i] and problem.present[i] else ZERO, ZERO, {})
+            grad.totals.append(None)
+            continue
+        kept = problem.mask[i]
+        levels, codes, counts = distinct(*(a[kept] for a in (row, problem.targets[i], problem.weight, v[i])))
+        n = counts.tolist()
+        bits = working_bits(levels[0], counts, transform)
+        with MP.workprec(bits):
+            coefs = problem.coefficients(levels[1].tolist(), levels[2].tolist(), n)
+            z, vector = [transform(a) for a in levels[0].tolist()], [MP.mpf(a) for a in levels[3].tolist()]
+            scale, z_scale = problem.scales(i)
+            rest = (n, coefs, transform, scale, z_scale, vector, problem.masked_coefficient(i))
+            exact = loss_row(z, *rest)
+            flat = [] if transform.exact else sensitivities(lambda z, rest=rest: loss_row(z, *rest).values(), z)
+            loss, loss_unit = exact.loss
+            weight = abs(scale) * MP.fsum(a * abs(q) for a, q in zip(n, coefs, strict=True))
+            underflow = {"underflowing sums": weight * len(row)}
+            losses.add(i, loss, loss_unit, {**underflow, **_transform_slack(flat, transform, 0)})
+            first, k = len(grad.values), len(z)
+            for part, result in enumerate((grad, diag, hvp)):
+                for j, (value, unit) in enumerate((exact.grad, exact.hessian_diag, exact.hvp)[part]):
+                    push = abs(vector[j]) if result is hvp else ONE
+                    slack = {"underflowing sums": weight * len(row) * push}
+                    result.add(value, unit, **slack, **_transform_slack(flat, transform, 1 + part * k + j))
+            grad.totals.append(problem.gradient_total(exact, coefs, n, weight))
+        index[i, kept] = first + codes
+        if not kept.all():
+            fill(i, ~kept, ZERO)
+    grad.kind = "gradient" if problem.one_hot else "general_gradient"
+    for result in (grad, hvp, diag):
+        result.index = rows.join(index)
+    loss = losses.result()
+    return {
+        "cross_entropy": (loss,),
+        "cross_entropy_grad": (grad,),
+        "cross_entropy_and_grad": (loss, grad),
+        "cross_entropy_hvp": (hvp,),
+        "cross_entropy_grad_and_hessian_diag": (grad, diag),
+    }
+
+
+def _from_probs(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
+    probs, targets = _floating(arrays["probs"], default_float), arrays["targets"]
+    problem = LossProblem(probs, targets, **options)
+    losses = Reduction(problem, _loss_dtype(probs.dtype.name))
+    for i, row in enumerate(problem.rows.split(as_float64(probs))):
+        if not problem.present[i] or problem.bad[i]:
+            losses.add(i, NAN if problem.bad[i] and problem.present[i] else ZERO, ZERO, {})
+            continue
+        (p, q, w), _, counts = distinct(row, problem.targets[i], problem.weight)
+        with MP.workprec(300):
+            scale, _ = problem.scales(i)
+            coefs = problem.coefficients(q.tolist(), w.tolist(), counts.tolist())
+            terms = [-scale * n * c * _log(a) for a, c, n in zip(p.tolist(), coefs, counts.tolist(), strict=True) if c]
+            losses.add(i, MP.fsum(terms) if all(map(MP.isfinite, terms)) else sum(terms), MP.fsum(map(abs, terms)), {})
+    return {"cross_entropy_from_probs": (losses.result(),)}
+
+
+def _log(p: float):
+    return NAN if p != p or p < 0 else -INF if p == 0 else MP.log(MP.mpf(p))
+
+
+def _divergence(name: str, term: Callable) -> Callable:
+    """Sums of ``term`` over the class axis, in ulps of Σ |term|."""
+
+    def compute(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
+        inputs = [_floating(a, default_float) for a in arrays.values()]
+        dtype = np.result_type(*(a.dtype for a in inputs)).name
+        rows = Rows.of(inputs[0].shape, options.get("axis", -1))
+        exact = Exact("divergence", dtype)
+        for columns in zip(*(rows.split(as_float64(a)) for a in inputs), strict=True):
+            levels, _, counts = distinct(*columns)
+            with MP.workprec(300):
+                terms = [
+                    n * term(*entry) for n, *entry in zip(counts.tolist(), *(a.tolist() for a in levels), strict=True)
+                ]
+                exact.add(sum(terms, ZERO), sum(map(abs, terms), ZERO))
+        exact.index = np.arange(len(exact.values)).reshape(rows.outer_shape)
+        return {name: (exact,)}
+
+    return compute
+
+
+def _entropy_term(p: float):
+    if p != p:
+        return NAN
+    return -INF if p < 0 else ZERO if p == 0 else -MP.mpf(p) * MP.log(MP.mpf(p))
+
+
+def _relative_entropy_term(p: float, q: float):
+    if p != p or q != q:
+        return NAN
+    if p > 0 and q > 0:
+        return MP.mpf(p) * MP.log(MP.mpf(p) / MP.mpf(q))
+    return ZERO if p == 0 and q >= 0 else INF
+
+
+_COMPUTE = {
+    "softmax": _softmax,
+    "jacobian": _jacobian,
+    "softmax product": _products(_softmax_product),
+    "log_softmax product": _products(_log_softmax_product),
+    "cross_entropy": _cross_entropy,
+    "from_probs": _from_probs,
+    "entropy": _divergence("entropy", _entropy_term),
+    "kl_divergence": _divergence("kl_divergence", _relative_entropy_term),
+}
