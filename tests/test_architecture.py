@@ -21,7 +21,7 @@ ROWS = [
     {"verify"},
     {"__init__"},
     {"functions", "losses"},
-    {"problem", "checks", "choose"},
+    {"problem", "checks", "choose", "reductions"},
     {"implementations"},
     {"formulas", "kernels", "threads", "arrays"},
 ]

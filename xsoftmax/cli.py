@@ -100,8 +100,8 @@ def _show_backends(options: argparse.Namespace) -> int:
 
     table = Table("backend", "version", "device", "usable", "implementations")
     for status in _backends.backends():
-        library = status.name.partition(":")[0]
-        names = [entry.name for entry in REGISTRY if entry.library in (library, None)]
+        library = status.name.partition(":")[0].replace("-", "_")
+        names = [entry.name for entry in REGISTRY if entry.library in (library, "*")]
         table.add_row(
             status.name,
             status.version or "–",
