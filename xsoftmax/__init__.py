@@ -1,0 +1,56 @@
+"""Softmax and cross-entropy with exact derivatives, for any array-API array."""
+
+from .backends import Backend, backend, backends
+from .choose import use_implementation
+from .explain import explain
+from .functions import (
+    log_softmax,
+    log_softmax_jvp,
+    log_softmax_vjp,
+    logsumexp,
+    softmax,
+    softmax_jacobian,
+    softmax_jvp,
+    softmax_vjp,
+)
+from .losses import (
+    GradAndHessianDiag,
+    LossAndGrad,
+    cross_entropy,
+    cross_entropy_and_grad,
+    cross_entropy_from_probs,
+    cross_entropy_grad,
+    cross_entropy_grad_and_hessian_diag,
+    cross_entropy_hvp,
+    entropy,
+    kl_divergence,
+)
+from .threads import get_num_threads, set_num_threads
+
+__all__ = [
+    "Backend",
+    "GradAndHessianDiag",
+    "LossAndGrad",
+    "backend",
+    "backends",
+    "cross_entropy",
+    "cross_entropy_and_grad",
+    "cross_entropy_from_probs",
+    "cross_entropy_grad",
+    "cross_entropy_grad_and_hessian_diag",
+    "cross_entropy_hvp",
+    "entropy",
+    "explain",
+    "get_num_threads",
+    "kl_divergence",
+    "log_softmax",
+    "log_softmax_jvp",
+    "log_softmax_vjp",
+    "logsumexp",
+    "set_num_threads",
+    "softmax",
+    "softmax_jacobian",
+    "softmax_jvp",
+    "softmax_vjp",
+    "use_implementation",
+]

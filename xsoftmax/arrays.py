@@ -1,0 +1,115 @@
+"""Facts about an array and its library: namespace, dtype name, device, and what arithmetic is at hand there."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import array_api_compat
+
+HALF = frozenset({"float16", "bfloat16"})
+FLOATING = HALF | {"float32", "float64"}
+INTEGER = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+
+# No truth value without running a graph, waiting for a device, or failing under a tracer.
+_LAZY = frozenset({"cubed", "cupy", "dask", "dpnp", "jax", "mlx", "ndonnx"})
+
+
+@lru_cache(maxsize=256)
+def _dtype_name(dtype: Any) -> str:
+    return str(getattr(dtype, "name", None) or dtype).rpartition(".")[2].lower()
+
+
+def dtype_name(x: Any, /) -> str:
+    """The array-API spelling of the dtype of `x`, whatever its library calls it."""
+    return _dtype_name(x.dtype)
+
+
+@lru_cache(maxsize=64)
+def library_of(xp: Any) -> str:
+    return xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+
+
+def device_of(x: Any) -> Any:
+    """The device of `x`, or None where its library has no such notion (mlx) or hides it (a JAX tracer)."""
+    return array_api_compat.device(x) if hasattr(x, "device") else None
+
+
+def container_of(x: Any, library: str) -> str:
+    """The kind of array within its library; PyTorch's subclasses and traced tensors differ in what may be done to them."""
+    if library == "torch":
+        import torch
+
+        if torch.compiler.is_compiling():
+            return "compiled"
+    return type(x).__name__
+
+
+def is_lazy(x: Any, library: str) -> bool:
+    """Whether the values of `x` can't be looked at here and now."""
+    if library == "torch":
+        import torch
+
+        return (
+            x.device.type != "cpu"
+            or type(x) not in (torch.Tensor, torch.nn.Parameter)
+            or torch.compiler.is_compiling()
+            or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        )
+    return library in _LAZY
+
+
+def has_dtype(name: str, xp: Any, device: Any) -> bool:
+    """Whether arrays of dtype `name` exist in `xp` on `device`."""
+    if library_of(xp) == "jax":
+        import jax
+
+        return jax.dtypes.canonicalize_dtype(name).name == name
+    return _has_dtype(name, xp, device)
+
+
+@lru_cache(maxsize=256)
+def _has_dtype(name: str, xp: Any, device: Any) -> bool:
+    if library_of(xp) == "mlx" or getattr(device, "type", None) == "mps":
+        return hasattr(xp, name) and name != "float64"
+    return name in xp.__array_namespace_info__().dtypes(device=device)
+
+
+def default_float(xp: Any, device: Any) -> str:
+    """The library's default floating dtype, by name."""
+    info = xp.__array_namespace_info__()
+    return _dtype_name(info.default_dtypes(device=device)["real floating"])
+
+
+def index_dtype(xp: Any, device: Any) -> Any:
+    """The widest signed integer dtype: labels are widened to it before any comparison."""
+    return xp.int64 if has_dtype("int64", xp, device) else xp.int32
+
+
+def cast(x: Any, name: str, xp: Any) -> Any:
+    """`x` as dtype `name`, in native byte order."""
+    return x if dtype_name(x) == name and is_native(x) else xp.astype(x, _dtype(name, xp))
+
+
+def _dtype(name: str, xp: Any) -> Any:
+    """The dtype object; NumPy and its kin take bfloat16 from ml_dtypes, and Dask's namespace doesn't name float16."""
+    if hasattr(xp, name):
+        return getattr(xp, name)
+    import numpy as np
+
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def is_native(x: Any) -> bool:
+    return getattr(x.dtype, "isnative", True)
+
+
+def class_indices(n: int, axis: int, xp: Any, device: Any) -> Any:
+    """0 … n − 1 along the negative `axis`, shaped to broadcast against an array that has it."""
+    where = {} if device is None else {"device": device}
+    indices = xp.arange(n, dtype=index_dtype(xp, device), **where)
+    return xp.reshape(indices, (n,) + (1,) * (-axis - 1))

@@ -1,0 +1,282 @@
+"""Checks of single arguments; each error names function, argument, what was found and what was expected."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import array_api_compat
+
+from .arrays import FLOATING, INTEGER, device_of, dtype_name, library_of
+
+Array = Any
+Axis = int | Sequence[int] | None
+REDUCTIONS = ("none", "mean", "sum")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# arrays
+
+
+def namespace(verb: str, arrays: dict[str, Array]) -> Any:
+    """The one namespace of all arrays that are not None."""
+    found: dict[str, Any] = {}
+    for name, x in arrays.items():
+        if x is not None:
+            found[name] = _namespace_of(verb, name, x)
+    (first, xp), *others = found.items()
+    for name, other in others:
+        if other is not xp:
+            raise TypeError(
+                f"{verb}: {first} is an array of {library_of(xp)} and {name} of {library_of(other)}, "
+                "expected one library"
+            )
+    check_device(verb, xp, {name: arrays[name] for name in found})
+    return xp
+
+
+def _namespace_of(verb: str, name: str, x: Any) -> Any:
+    kind = type(x)
+    library = kind.__module__.partition(".")[0]
+    refused = {
+        ("numpy", "MaskedArray"): f"pass {name}.data and where=~{name}.mask",
+        ("numpy", "matrix"): f"pass numpy.asarray({name})",
+    }.get((library, kind.__name__))
+    if refused is None and library in ("pandas", "polars"):
+        refused = f"pass {name}.to_numpy()"
+    if refused is None and kind is not bool and not isinstance(x, (int, float, complex)):
+        try:
+            return array_api_compat.array_namespace(x)
+        except TypeError:
+            pass
+    elif refused is None and library == "numpy":  # numpy.float64 is a float and an array scalar
+        return array_api_compat.array_namespace(x)
+    described = kind.__name__ if library == "builtins" else f"{library}.{kind.__name__}"
+    fix = refused or f"convert it first, for example with numpy.asarray({name})"
+    raise TypeError(f"{verb}: {name} is a {described}, expected an array; {fix}")
+
+
+def check_device(verb: str, xp: Any, arrays: dict[str, Array]) -> None:
+    if library_of(xp) in ("jax", "dask", "ndonnx", "cubed", "numpy"):
+        return  # placement is the library's own business there
+    (first, x), *others = arrays.items()
+    for name, other in others:
+        if device_of(other) != device_of(x):
+            raise TypeError(
+                f"{verb}: {first} is on device {device_of(x)} and {name} on {device_of(other)}, expected one device"
+            )
+
+
+def as_array(x: Array | None, xp: Any) -> Array | None:
+    """NumPy's array scalars as 0-d arrays."""
+    return xp.asarray(x) if x is not None and library_of(xp) == "numpy" and isinstance(x, xp.generic) else x
+
+
+_REAL = FLOATING | INTEGER | {"bool"}
+_REAL_WORDS = "float16, bfloat16, float32, float64, an integer dtype or bool"
+
+
+def check_dtype(verb: str, name: str, x: Array, kinds: frozenset[str] = _REAL, expected: str = _REAL_WORDS) -> None:
+    if dtype_name(x) not in kinds:
+        raise TypeError(f"{verb}: {name} has dtype {x.dtype}, expected {expected}")
+
+
+def is_empty(x: Array) -> bool:
+    return 0 in x.shape
+
+
+def check_shape(verb: str, name: str, x: Array, expected: tuple[Any, ...], why: str) -> None:
+    shape = tuple(x.shape)
+    if len(shape) == len(expected) and all(
+        a == b or not isinstance(a, int) or not isinstance(b, int) for a, b in zip(shape, expected, strict=True)
+    ):
+        return
+    raise ValueError(f"{verb}: {name} has shape {shape}, expected {tuple(expected)} = {why}")
+
+
+def check_broadcasts(verb: str, name: str, x: Array, shape: tuple[Any, ...], what: str) -> None:
+    own = tuple(x.shape)
+    if len(own) <= len(shape) and all(
+        a == 1 or a == b or not isinstance(a, int) or not isinstance(b, int)
+        for a, b in zip(reversed(own), reversed(shape), strict=False)
+    ):
+        return
+    raise ValueError(f"{verb}: {name} has shape {own}, expected one that broadcasts to {tuple(shape)} = {what}.shape")
+
+
+def check_broadcastable(verb: str, name: str, x: Array, other_name: str, other: Array) -> None:
+    for a, b in zip(reversed(x.shape), reversed(other.shape), strict=False):
+        if isinstance(a, int) and isinstance(b, int) and a != b and 1 not in (a, b):
+            raise ValueError(
+                f"{verb}: {name} has shape {tuple(x.shape)}, expected one that broadcasts with "
+                f"{tuple(other.shape)} = {other_name}.shape"
+            )
+
+
+def check_where(verb: str, where: Array | None, shape: tuple[Any, ...], what: str) -> None:
+    if where is not None:
+        check_dtype(verb, "where", where, frozenset({"bool"}), "bool")
+        check_broadcasts(verb, "where", where, shape, what)
+
+
+def check_targets(
+    verb: str, name: str, targets: Array, shape: tuple[Any, ...], rows: tuple[Any, ...], axis: int
+) -> bool:
+    """Whether the targets are labels; their number of dimensions decides."""
+    if targets.ndim == len(shape):
+        check_dtype(verb, "targets", targets)
+        check_shape(verb, "targets", targets, shape, f"{name}.shape")
+        return False
+    if targets.ndim != len(rows):
+        raise ValueError(
+            f"{verb}: targets has shape {tuple(targets.shape)}, expected {rows} = {name}.shape without axis {axis} "
+            f"(class indices) or {shape} = {name}.shape (probabilities)"
+        )
+    if len(shape) > 2 and axis == -1 and tuple(targets.shape) == (shape[0], *shape[2:]) != rows:
+        raise ValueError(
+            f"{verb}: targets has shape {tuple(targets.shape)}, expected {rows} = {name}.shape without axis {axis}; "
+            "for classes on axis 1 pass axis=1"
+        )
+    check_shape(verb, "targets", targets, rows, f"{name}.shape without axis {axis}")
+    check_dtype(verb, "targets", targets, INTEGER, f"an integer dtype for class indices, or {name}.shape for probabilities")
+    return True
+
+
+def check_labels(verb: str, labels: Array, classes: int, bad: Array, xp: Any) -> None:
+    """`bad` marks the labels out of range; their library can look at values."""
+    if not bool(xp.any(bad)):
+        return
+    flat = int(xp.argmax(xp.astype(xp.reshape(bad, (-1,)), xp.int8)))
+    label = int(xp.reshape(labels, (-1,))[flat])
+    position: list[int] = []
+    for n in reversed(labels.shape):
+        flat, index = divmod(flat, n)
+        position.insert(0, index)
+    hint = "; pass ignore_index=-100 to leave such rows out" if label == -100 else ""
+    raise ValueError(
+        f"{verb}: targets has label {label} at position {tuple(position)}, expected 0 <= label < {classes}{hint}"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# options
+
+
+def negative_axes(verb: str, axis: Axis, ndim: int, name: str) -> tuple[int, ...]:
+    """`axis` as negative ints, ascending."""
+    if axis is None:
+        return tuple(range(-ndim, 0))
+    given = axis if isinstance(axis, Sequence) and not isinstance(axis, str) else (axis,)
+    axes = []
+    for a in given:
+        try:
+            if isinstance(a, bool):
+                raise TypeError
+            index = operator.index(a)
+        except TypeError:
+            raise TypeError(f"{verb}: axis is {axis!r}, expected an int, a tuple of ints or None") from None
+        if not -ndim <= index < ndim:
+            raise ValueError(
+                f"{verb}: axis is {axis!r}, expected values from {-ndim} to {ndim - 1} "
+                f"for {name} of {ndim} dimension{'s' * (ndim != 1)}"
+            )
+        axes.append(index - ndim if index >= 0 else index)
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"{verb}: axis is {axis!r}, expected each axis once")
+    return tuple(sorted(axes))
+
+
+def one_axis(verb: str, axis: Any, ndim: int, name: str) -> int:
+    if axis is None or isinstance(axis, Sequence):
+        raise TypeError(f"{verb}: axis is {axis!r}, expected an int")
+    return negative_axes(verb, axis, ndim, name)[0]
+
+
+def number(verb: str, name: str, value: Any, legal: Any, expected: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{verb}: {name} is a {type(value).__name__}, expected {expected}")
+    number = float(value)
+    if not legal(number):
+        raise ValueError(f"{verb}: {name} is {value!r}, expected {expected}")
+    return number
+
+
+def positive(verb: str, name: str, value: Any) -> float:
+    return number(verb, name, value, lambda x: 0.0 < x < math.inf, "a finite number > 0")
+
+
+def finite(verb: str, name: str, value: Any) -> float:
+    return number(verb, name, value, lambda x: 0.0 <= x < math.inf, "a finite number >= 0")
+
+
+def fraction(verb: str, name: str, value: Any) -> float:
+    return number(verb, name, value, lambda x: 0.0 <= x <= 1.0, "a number from 0 to 1")
+
+
+def check_reduction(verb: str, reduction: Any) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{verb}: reduction is {reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
+
+
+def check_ignore_index(verb: str, ignore_index: Any, labels: bool) -> None:
+    if ignore_index is None:
+        return
+    if isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__"):
+        raise TypeError(f"{verb}: ignore_index is {ignore_index!r}, expected an int or None")
+    if not labels:
+        raise ValueError(f"{verb}: ignore_index is {ignore_index!r}, expected None with probability targets")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# out
+
+
+def check_out(verb: str, out: Array | None, x: Array, inputs: dict[str, Array], xp: Any) -> None:
+    """`out` is the result's shape and dtype, writeable, and shares memory with no input unless it is one."""
+    if out is None:
+        return
+    if _namespace_of(verb, "out", out) is not xp:
+        raise TypeError(f"{verb}: out is not an array of {library_of(xp)}, expected the library of the input")
+    if library_of(xp) in ("jax", "dask", "ndonnx", "cubed") or not array_api_compat.is_writeable_array(out):
+        raise TypeError(f"{verb}: out is a read-only or lazy array, expected one that can be written to")
+    check_device(verb, xp, {"out": out, **{k: v for k, v in inputs.items() if v is not None}})
+    if dtype_name(out) != dtype_name(x):
+        raise TypeError(f"{verb}: out has dtype {out.dtype}, expected {x.dtype}, the result's")
+    check_shape(verb, "out", out, tuple(x.shape), "the result's shape")
+    if library_of(xp) == "torch" and _records_gradients([out, *inputs.values()]):
+        raise ValueError(f"{verb}: out was given while gradients are recorded, expected out=None or torch.no_grad()")
+    for name, given in inputs.items():
+        if given is not None and _overlaps_partly(out, given, xp):
+            raise ValueError(f"{verb}: out overlaps {name} in part, expected {name} itself or memory of its own")
+
+
+def _records_gradients(arrays: list[Array]) -> bool:
+    import torch
+
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arrays)
+
+
+def _overlaps_partly(out: Array, x: Array, xp: Any) -> bool:
+    if out is x or is_empty(out) or is_empty(x):
+        return False
+    if library_of(xp) == "torch":
+        first, second = _span(out), _span(x)
+        same = out.data_ptr() == x.data_ptr() and out.stride() == x.stride() and out.dtype == x.dtype
+        return not same and first[0] < second[1] and second[0] < first[1]
+    if not hasattr(xp, "shares_memory"):
+        return False
+    same = _address(out) == _address(x) and out.strides == x.strides and out.dtype == x.dtype
+    return not same and bool(xp.shares_memory(out, x))
+
+
+def _address(x: Array) -> int:
+    return (getattr(x, "__array_interface__", None) or x.__cuda_array_interface__)["data"][0]
+
+
+def _span(x: Array) -> tuple[int, int]:
+    """First byte of a tensor and the one behind its last; PyTorch has no negative strides."""
+    reach = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + x.element_size() * (reach + 1)

@@ -1,0 +1,138 @@
+"""Which implementation runs, and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache, partial
+from importlib import import_module
+from typing import Any
+
+from .implementations import REGISTRY, Entry
+from .problem import Problem
+
+_VARIABLE = "XSOFTMAX_IMPLEMENTATION"
+_forced: ContextVar[str | None] = ContextVar("xsoftmax_implementation", default=None)
+_record: ContextVar[list[tuple[str, Problem, str | None]] | None] = ContextVar("xsoftmax_record", default=None)
+
+
+class _Recorded(Exception):
+    """Ends a call that is only asked who would run it."""
+
+
+@contextmanager
+def use_implementation(name: str) -> Iterator[None]:
+    """Run every verb by one implementation within the block.
+
+    Parameters
+    ----------
+    name : str
+        A name of the registry, such as ``"array_api"``. It binds arrays of the library that the implementation
+        serves; arrays of other libraries are treated as without it. Verbs that have no inner operation of their own
+        always run the formulas.
+
+    Raises
+    ------
+    ValueError
+        If there is no implementation of that name; or, from a verb within the block, if the implementation refuses
+        the problem. An explicit choice never falls back.
+
+    Notes
+    -----
+    The choice is a context variable: it holds for the current thread or task. ``XSOFTMAX_IMPLEMENTATION`` in the
+    environment sets the default.
+
+    Examples
+    --------
+    >>> import numpy as np, xsoftmax as xs
+    >>> with xs.use_implementation("array_api"):
+    ...     xs.softmax(np.zeros(2))
+    array([0.5, 0.5])
+    """
+    token = _forced.set(_checked(name, "use_implementation", "name"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def forced() -> str | None:
+    """The implementation asked for, if any."""
+    name = _forced.get()
+    if name is None and (name := os.environ.get(_VARIABLE) or None) is not None:
+        _checked(name, "xsoftmax", _VARIABLE)
+    return name
+
+
+def _checked(name: str, function: str, argument: str) -> str:
+    names = [entry.name for entry in REGISTRY]
+    if name not in names:
+        raise ValueError(f"{function}: {argument} is {name!r}, expected one of {', '.join(map(repr, names))}")
+    return name
+
+
+def run(operation: str, problem: Problem, /, *arrays: Any, xp: Any) -> Any:
+    """Run an inner operation by the implementation chosen for it."""
+    choice = forced()
+    if (record := _record.get()) is not None:
+        record.append((operation, problem, choice))
+        raise _Recorded
+    return _run(choice, operation, problem, *arrays, xp=xp)
+
+
+def _run(
+    choice: str | None, operation: str, problem: Problem, /, *arrays: Any, xp: Any, after: str | None = None
+) -> Any:
+    """`after`: only implementations that stand behind that one, for one that leaves the arithmetic to them."""
+    name = _chosen(operation, problem, choice, after)
+    return getattr(_module(name), operation)(problem, *arrays, xp=xp, run=partial(_run, choice))
+
+
+@lru_cache(maxsize=4096)
+def _chosen(operation: str, problem: Problem, choice: str | None, after: str | None) -> str:
+    entries = candidates(problem.library)
+    if after is not None:
+        entries = entries[[entry.name for entry in entries].index(after) + 1 :]
+    if binds(choice, operation, problem) and choice in [entry.name for entry in entries]:
+        if why := reasons(choice, operation, problem):
+            raise ValueError(f"{problem.verb}: implementation {choice} was asked for but refuses: {'; '.join(why)}")
+        return choice
+    return next(entry.name for entry in entries if not reasons(entry.name, operation, problem))
+
+
+def binds(choice: str | None, operation: str, problem: Problem) -> bool:
+    """Whether the implementation asked for serves this library and has the operation."""
+    serves = choice in [entry.name for entry in candidates(problem.library)]
+    return serves and hasattr(_module(choice), operation)
+
+
+def candidates(library: str) -> list[Entry]:
+    return [entry for entry in REGISTRY if entry.library in (library, "*")]
+
+
+def recorded(verb: Any, /, *arrays: Any, **options: Any) -> tuple[str, Problem, str | None]:
+    """The first operation that a call runs, its problem and the implementation asked for; nothing is run."""
+    record: list[tuple[str, Problem, str | None]] = []
+    token = _record.set(record)
+    try:
+        verb(*arrays, **options)
+    except _Recorded:
+        return record[0]
+    finally:
+        _record.reset(token)
+    raise ValueError(f"{verb.__name__}: nothing would run: the arrays are empty, expected at least one row and class")
+
+
+@lru_cache(maxsize=4096)
+def reasons(name: str, operation: str, problem: Problem) -> tuple[str, ...]:
+    """Why implementation `name` does not take the problem; empty: it does."""
+    module = _module(name)
+    missing = () if hasattr(module, operation) else (f"has no {operation} of its own",)
+    return missing or tuple(module.refuses(problem))
+
+
+@lru_cache(maxsize=64)
+def _module(name: str) -> Any:
+    return import_module(f"{__package__}.implementations.{name}")

@@ -1,0 +1,84 @@
+"""Who would run a call, and why the others refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from . import choose, functions, losses
+from .problem import Problem
+
+_VERBS = {name: getattr(module, name) for module in (functions, losses) for name in module.__all__ if name.islower()}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The choice for one call.
+
+    Attributes
+    ----------
+    verb, operation : str
+        The public function, and the inner operation that it runs first.
+    problem : Problem
+        What is asked, without the arrays.
+    implementation : str or None
+        Who would run it; None if the implementation that was asked for refuses.
+    refused : dict of str to tuple of str
+        The reasons of the others that were asked.
+    """
+
+    verb: str
+    operation: str
+    problem: Problem
+    implementation: str | None
+    refused: dict[str, tuple[str, ...]]
+
+    def __str__(self) -> str:
+        p = self.problem
+        lines = [
+            f"{self.verb}: {self.implementation or 'nobody'} runs {self.operation} of a {p.library} {p.container}",
+            f"  {p.dtype}, computed in {p.compute}, class axes {p.axes}",
+        ]
+        lines += [f"  {name} refuses: {'; '.join(why)}" for name, why in self.refused.items()]
+        return "\n".join(lines)
+
+
+def explain(verb: Any, /, *arrays: Any, **options: Any) -> Explanation:
+    """Who would run a call, and why the others refused; nothing is computed.
+
+    Parameters
+    ----------
+    verb : str or callable
+        A public function or its name, such as ``"softmax"``.
+    *arrays, **options
+        What it would be called with; the same checks apply.
+
+    Returns
+    -------
+    Explanation
+        ``str()`` of it is meant for people.
+
+    Raises
+    ------
+    ValueError
+        If there is no such function, or an argument is wrong.
+    TypeError
+        If an argument is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np, xsoftmax as xs
+    >>> xs.explain("softmax", np.zeros((4, 10), dtype=np.float32)).implementation
+    'array_api'
+    """
+    name = verb if isinstance(verb, str) else getattr(verb, "__name__", repr(verb))
+    if name not in _VERBS:
+        raise ValueError(f"explain: verb is {verb!r}, expected one of {', '.join(sorted(_VERBS))}")
+    operation, problem, choice = choose.recorded(_VERBS[name], *arrays, **options)
+    refused: dict[str, tuple[str, ...]] = {}
+    for entry in choose.candidates(problem.library):
+        if choice == entry.name or not choose.binds(choice, operation, problem):
+            if not (why := choose.reasons(entry.name, operation, problem)):
+                return Explanation(name, operation, problem, entry.name, refused)
+            refused[entry.name] = why
+    return Explanation(name, operation, problem, None, refused)

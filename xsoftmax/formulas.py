@@ -1,0 +1,357 @@
+"""The mathematics, written once, in array-API calls alone: each value directly above its derivative.
+
+x logits · m = max x · c shift · w = exp(x − c) · wm the maximum's own w · q = Σ of the other w · s = q + wm · y = w / s.
+
+Every function takes floating arrays of one dtype, the negative class axes `axes`, and the namespace `xp`. Reduced axes
+are kept. Masked classes hold x = −∞ and y = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from .arrays import class_indices, device_of, dtype_name
+
+Array = Any
+Axes = tuple[int, ...]
+
+# dtype → (T: exp(T) is finite, U: exp(−U) is 0, the largest finite number)
+_LIMITS = {
+    "float32": (88.0, 104.0, float.fromhex("0x1.fffffep+127")),
+    "float64": (709.0, 746.0, float.fromhex("0x1.fffffffffffffp+1023")),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# logits
+
+
+def capped(x: Array, softcap: float | None, temperature: float, *, xp: Any) -> Array:
+    """z = softcap · tanh(x / softcap) / temperature. An infinite logit stays infinite."""
+    z = x if softcap is None else xp.where(xp.isinf(x), x, softcap * xp.tanh(x / softcap))
+    return z if temperature == 1.0 else z / temperature
+
+
+def capped_derivatives(
+    x: Array, softcap: float | None, temperature: float, *, xp: Any
+) -> tuple[Array | float | None, Array | None]:
+    """dz/dx = sech²(u) / temperature and d²z/dx² = −2 tanh(u) sech²(u) / (softcap · temperature), u = x / softcap.
+
+    None stands for 1 and for 0.
+    """
+    if softcap is None:
+        return None if temperature == 1.0 else 1.0 / temperature, None
+    u = x / softcap
+    e = xp.exp(-2.0 * xp.where(u < 0.0, -u, u))
+    sech2 = 4.0 * e / ((1.0 + e) * (1.0 + e))  # 1 − tanh² would cancel where tanh is near ±1
+    return sech2 / temperature, -2.0 * xp.tanh(u) * sech2 / (softcap * temperature)
+
+
+class Exponentials(NamedTuple):
+    """A row of logits, exponentiated so that neither overflow nor rounding of x − c can touch it."""
+
+    m: Array  # max x
+    w: Array  # exp(x − c)
+    wm: Array  # exp(m − c)
+    q: Array  # Σ w less one copy of wm; nan where m is not finite
+
+    @property
+    def s(self) -> Array:
+        return self.q + self.wm
+
+    def softmax(self) -> Array:
+        return self.w / self.s
+
+    def complement(self, *, xp: Any) -> Array:
+        """1 − y, as q / s at a class with more than half of y, where it would cancel."""
+        y = self.softmax()
+        return xp.where(y > 0.5, self.q / self.s, 1.0 - y)
+
+    def log_sum(self, *, xp: Any) -> Array:
+        """log(s / wm) = logsumexp(x) − m, right also where it is tiny: one copy of the maximum stays out of the sum."""
+        return xp.log1p(self.q / self.wm)
+
+
+def exponentials(x: Array, axes: Axes, *, xp: Any) -> Exponentials:
+    big, _, largest = _LIMITS.get(dtype_name(x), _LIMITS["float64"])
+    m = xp.max(x, axis=axes, keepdims=True)
+    finite = xp.isfinite(m)
+    m0 = xp.where(finite, m, xp.zeros_like(m))
+    lowest = xp.where(m0 > 0.0, m0, xp.zeros_like(m0)) - largest
+    inside = xp.minimum(xp.maximum(x, lowest), m0)  # neither x − c nor exp overflows, whatever the row holds
+    c = exact_shift(m0, xp=xp)
+    classes = _count(x, axes)
+    # s would overflow: scale by a power of two; what underflows by it is below the smallest subnormal y anyway
+    scale = xp.where(
+        m0 - c > big - math.log(classes) - 1.0,
+        xp.full_like(m0, 2.0 ** -(2 + math.ceil(math.log2(classes)))),
+        xp.ones_like(m0),
+    )
+    wm = xp.exp(m0 - c) * scale
+    at_max = x == m
+    w = xp.where(at_max, wm, xp.exp(inside - c) * scale)
+    ties = xp.sum(xp.astype(at_max, x.dtype), axis=axes, keepdims=True)
+    q = total(xp.where(at_max, xp.zeros_like(w), w), axes, xp=xp) + (ties - 1.0) * wm
+    return Exponentials(m, w, wm, xp.where(finite, q, xp.full_like(q, math.nan)))
+
+
+def exact_shift(m: Array, *, xp: Any) -> Array:
+    """A shift c ≈ m that makes x − c exact wherever exp(x − c) / s is a normal number.
+
+    m < 0: an integer, so |x − c| ≤ |x|.   0 ≤ m ≤ T: none.   T < m < 2U: an integer c ≤ x.   2U ≤ m: m itself (Sterbenz).
+    """
+    big, tiny, _ = _LIMITS.get(dtype_name(m), _LIMITS["float64"])
+    above = xp.where(m < 2.0 * tiny, xp.ceil(m - big), m)
+    return xp.where(m < 0.0, xp.round(m), xp.where(m > big, above, xp.zeros_like(m)))
+
+
+def total(x: Array, axes: Axes, *, xp: Any) -> Array:
+    """Σ x by halving, so that the error grows with log C along any axis of any library."""
+    for axis in axes:
+        x = _halved(x, axis, xp=xp)
+    return x
+
+
+def _halved(x: Array, axis: int, *, xp: Any) -> Array:
+    def part(start: int, stop: int) -> Array:
+        return x[(..., slice(start, stop), *(slice(None),) * (-axis - 1))]
+
+    odd = []
+    while (n := x.shape[axis]) is not None and n > 8:
+        half = n // 2
+        if n % 2:
+            odd.append(part(n - 1, n))
+        x = part(0, half) + part(half, 2 * half)
+    if odd:
+        return _halved(xp.concat([x, *odd], axis=axis), axis, xp=xp)
+    return xp.sum(x, axis=axis, keepdims=True)
+
+
+def _count(x: Array, axes: Axes) -> int:
+    """The number of classes; an upper bound where the shape does not tell."""
+    sizes = [x.shape[axis] for axis in axes]
+    return 2**31 if any(size is None for size in sizes) else math.prod(sizes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# softmax
+
+
+def softmax(x: Array, axes: Axes, *, xp: Any) -> Array:
+    """y_i = exp(x_i) / Σ_j exp(x_j)"""
+    return exponentials(x, axes, xp=xp).softmax()
+
+
+def softmax_product(y: Array, v: Array, axes: Axes, *, xp: Any) -> Array:
+    """Σ_j y_i (δ_ij − y_j) v_j = y_i (v_i − Σ_j y_j v_j); the Jacobian is symmetric, so this is vjp and jvp in one.
+
+    v is taken relative to the class that has more than half of y, whose own entry would otherwise cancel.
+    """
+    pivot = total(xp.where(_majority(y, axes, xp=xp), v, xp.zeros_like(v)), axes, xp=xp)
+    v = v - pivot
+    return y * (v - total(y * v, axes, xp=xp))
+
+
+def softmax_jacobian(y: Array, *, xp: Any) -> Array:
+    """∂y_i / ∂x_j = y_i (δ_ij − y_j), classes on the last axis."""
+    rows, columns = xp.expand_dims(y, axis=-1), xp.expand_dims(y, axis=-2)
+    diagonal = xp.expand_dims(y * complement(y, (-1,), xp=xp), axis=-1)
+    n, device = y.shape[-1], device_of(y)
+    same = class_indices(n, -2, xp, device) == class_indices(n, -1, xp, device)
+    return xp.where(same, diagonal, -rows * columns)
+
+
+def complement(y: Array, axes: Axes, *, xp: Any) -> Array:
+    """1 − y_i; for the class that has more than half, the sum of the others, which does not cancel."""
+    majority = _majority(y, axes, xp=xp)
+    others = total(xp.where(majority, xp.zeros_like(y), y), axes, xp=xp)
+    return xp.where(majority, others, 1.0 - y)
+
+
+def _majority(y: Array, axes: Axes, *, xp: Any) -> Array:
+    return (y > 0.5) & (y == xp.max(y, axis=axes, keepdims=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# log_softmax and logsumexp
+
+
+def log_softmax(x: Array, axes: Axes, *, xp: Any) -> Array:
+    """log y_i = (x_i − m) − log1p(q / wm)"""
+    e = exponentials(x, axes, xp=xp)
+    return (0.0 - distance_from_max(x, e.m, xp=xp)) - e.log_sum(xp=xp)
+
+
+def log_softmax_vjp(log_y: Array, dy: Array, axes: Axes, *, xp: Any) -> Array:
+    """Σ_i dy_i (δ_ij − y_j) = dy_j − y_j Σ_i dy_i"""
+    return dy - xp.exp(log_y) * total(dy, axes, xp=xp)
+
+
+def log_softmax_jvp(log_y: Array, dx: Array, axes: Axes, *, xp: Any) -> Array:
+    """Σ_j (δ_ij − y_j) dx_j = dx_i − Σ_j y_j dx_j"""
+    return dx - total(xp.exp(log_y) * dx, axes, xp=xp)
+
+
+def distance_from_max(x: Array, m: Array, *, xp: Any) -> Array:
+    """m − x ≥ 0, ∞ where it overflows or x = −∞, without a floating-point warning."""
+    _, _, largest = _LIMITS.get(dtype_name(x), _LIMITS["float64"])
+    positive = xp.where(m > 0.0, m, xp.zeros_like(m))
+    lowest = xp.where(xp.isfinite(positive), positive, xp.zeros_like(m)) - largest
+    m0 = xp.where(xp.isfinite(m), m, xp.zeros_like(m))
+    return xp.where(x < lowest, xp.full_like(x, math.inf), m0 - xp.where(x < lowest, m0, x))
+
+
+def logsumexp(x: Array, axes: Axes, *, xp: Any) -> Array:
+    """log Σ_i exp(x_i) = m + log1p(q / wm)"""
+    e = exponentials(x, axes, xp=xp)
+    finite = xp.isfinite(e.m)
+    return xp.where(finite, e.m + xp.where(finite, e.log_sum(xp=xp), xp.zeros_like(e.q)), e.m)
+
+
+def logsumexp_gradient(x: Array, axes: Axes, *, softmax: Any, xp: Any) -> Array:
+    """∂ logsumexp / ∂x_i = y_i; a class at −∞ has none, also where all are"""
+    return xp.where(x == -math.inf, xp.zeros_like(x), softmax(x, axes, xp=xp))
+
+
+def signed_logsumexp(x: Array, b: Array, axes: Axes, *, xp: Any) -> tuple[Array, Array]:
+    """log |Σ_i b_i exp(x_i)| and the sign of the sum. b_i = 0 hides x_i."""
+    x = xp.where(b == 0.0, xp.full_like(x, -math.inf), x)
+    e = exponentials(x, axes, xp=xp)
+    at_max = x == e.m
+    bm = total(xp.where(at_max, b, xp.zeros_like(b)), axes, xp=xp)
+    q = total(xp.where(at_max, xp.zeros_like(b), b * (e.w / e.wm)), axes, xp=xp)
+    r = q + (bm - 1.0)  # Σ b w / wm = 1 + r
+    near = r > -0.5
+    zeros, ones = xp.zeros_like(r), xp.ones_like(r)
+    s = xp.where(near, 1.0 + r, q + bm)
+    magnitude = xp.where(near | (s == 0.0), ones, xp.abs(s))
+    log_s = xp.where(near, xp.log1p(xp.where(near, r, zeros)), xp.log(magnitude))
+    finite = xp.isfinite(e.m)
+    value = xp.where(finite, xp.where(finite, e.m, zeros) + log_s, e.m)
+    value = xp.where(finite & (s == 0.0), xp.full_like(value, -math.inf), value)
+    sign = xp.where(e.m == math.inf, xp.sign(bm), xp.where(e.m == -math.inf, zeros, xp.sign(s)))
+    # ∞ of either sign meets ∞ of the other
+    unlike = (e.m == math.inf) & (xp.abs(bm) != total(xp.where(at_max, xp.abs(b), xp.zeros_like(b)), axes, xp=xp))
+    nan = xp.full_like(value, math.nan)
+    return xp.where(unlike, nan, value), xp.where(unlike | xp.isnan(e.m), nan, sign)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# cross-entropy of a row: L = Σ_i t_i (logsumexp(x) − x_i) + ζ logsumexp(x)², T = Σ_i t_i
+
+
+def targets(
+    given: Array,
+    where: Array | None,
+    weight: Array | None,
+    *,
+    labels: bool,
+    label_smoothing: float,
+    like: Array,
+    axis: int,
+    xp: Any,
+) -> Array:
+    """t = weight · ((1 − ε) target + ε / K), K the number of classes kept; a label that is no class makes its row nan"""
+    if labels:
+        n = like.shape[axis]
+        label = xp.expand_dims(given, axis=axis)
+        hit = xp.astype(label == class_indices(n, axis, xp, device_of(like)), like.dtype)
+        t = xp.where((label >= 0) & (label < n), hit, xp.full_like(hit, math.nan))
+    else:
+        t = given if where is None else xp.where(where, given, xp.zeros_like(given))
+    if label_smoothing:
+        kept = xp.ones_like(like) if where is None else xp.where(where, xp.ones_like(like), xp.zeros_like(like))
+        classes = xp.maximum(xp.sum(kept, axis=axis, keepdims=True), xp.ones_like(like[_first(axis)]))
+        t = (1.0 - label_smoothing) * t + label_smoothing * kept / classes
+    return t if weight is None else t * weight
+
+
+def _first(axis: int) -> tuple[Any, ...]:
+    return (..., slice(0, 1), *(slice(None),) * (-axis - 1))
+
+
+def cross_entropy(x: Array, e: Exponentials, t: Array, zeta: Array | float, axes: Axes, *, xp: Any) -> Array:
+    """L = T log1p(q / wm) + Σ_i t_i (m − x_i) + ζ logsumexp²: no term can cancel another; 0 · ∞ = 0"""
+    log_sum = e.log_sum(xp=xp)
+    none = t == 0.0
+    far = xp.where(none, xp.zeros_like(t), distance_from_max(x, e.m, xp=xp))
+    loss = total(t, axes, xp=xp) * log_sum + total(t * far, axes, xp=xp)
+    if _is_zero(zeta):
+        return loss
+    lse = e.m + log_sum
+    return loss + zeta * lse * lse
+
+
+def cross_entropy_grad(
+    y: Array, not_y: Array, t: Array, zeta: Array | float, lse: Array | None, axes: Axes, *, xp: Any
+) -> Array:
+    """∂L/∂x_i = T y_i − t_i + 2 ζ logsumexp y_i, that is ŷ − y for one-hot targets; not_y = 1 − y.
+
+    At a class with more than half of y: (T − t_i) − T (1 − y_i), from sums that leave that class out.
+    """
+    majority = y > 0.5
+    sum_t = total(t, axes, xp=xp)
+    others = total(xp.where(majority, xp.zeros_like(t), t), axes, xp=xp)
+    grad = xp.where(majority, others - sum_t * not_y, sum_t * y - t)
+    return grad if _is_zero(zeta) else grad + 2.0 * zeta * lse * y
+
+
+def hessian_product(
+    y: Array, v: Array, t: Array, zeta: Array | float, lse: Array | None, axes: Axes, *, xp: Any
+) -> Array:
+    """Σ_j ∂²L/∂x_i∂x_j v_j = (T + 2 ζ logsumexp) y_i (v_i − Σ y v) + 2 ζ y_i Σ y v"""
+    sum_t, product = total(t, axes, xp=xp), softmax_product(y, v, axes, xp=xp)
+    if _is_zero(zeta):
+        return sum_t * product
+    return (sum_t + 2.0 * zeta * lse) * product + 2.0 * zeta * y * total(y * v, axes, xp=xp)
+
+
+def hessian_diag(
+    y: Array, not_y: Array, t: Array, zeta: Array | float, lse: Array | None, axes: Axes, *, xp: Any
+) -> Array:
+    """∂²L/∂x_i² = (T + 2 ζ logsumexp) y_i (1 − y_i) + 2 ζ y_i²"""
+    sum_t = total(t, axes, xp=xp)
+    if _is_zero(zeta):
+        return sum_t * (y * not_y)
+    return (sum_t + 2.0 * zeta * lse) * (y * not_y) + 2.0 * zeta * y * y
+
+
+def _is_zero(zeta: Array | float) -> bool:
+    return isinstance(zeta, float) and zeta == 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# probabilities
+
+
+def cross_entropy_from_probs(p: Array, t: Array, axes: Axes, *, xp: Any) -> Array:
+    """−Σ t_i log p_i, 0 · log 0 = 0"""
+    absent, certain = t == 0.0, p == 0.0
+    log_p = xp.where(certain, xp.full_like(p, -math.inf), xp.log(xp.where(certain | absent, xp.ones_like(p), p)))
+    return total(xp.where(absent, xp.zeros_like(t), -t * log_p), axes, xp=xp) + 0.0
+
+
+def entropy(p: Array, axes: Axes, *, xp: Any) -> Array:
+    """−Σ p_i log p_i, −∞ where a p_i < 0"""
+    positive = p > 0.0
+    terms = xp.where(positive, -p * xp.log(xp.where(positive, p, xp.ones_like(p))), xp.zeros_like(p))
+    return total(xp.where(p < 0.0, xp.full_like(p, -math.inf), _or_nan(terms, p, xp=xp)), axes, xp=xp)
+
+
+def kl_divergence(p: Array, q: Array, axes: Axes, *, xp: Any) -> Array:
+    """Σ p_i log(p_i / q_i), ∞ where q_i = 0 < p_i or either is negative; log1p((p − q) / q) where they are close"""
+    both = (p > 0.0) & (q > 0.0)
+    p1, q1 = xp.where(both, p, xp.ones_like(p)), xp.where(both, q, xp.ones_like(q))
+    close = (p1 < 2.0 * q1) & (q1 < 2.0 * p1)
+    log_ratio = xp.where(
+        close, xp.log1p(xp.where(close, (p1 - q1) / q1, xp.zeros_like(q1))), xp.log(p1) - xp.log(q1)
+    )
+    infinite = (p < 0.0) | (q < 0.0) | ((q == 0.0) & (p > 0.0))
+    terms = xp.where(both, p1 * log_ratio, xp.zeros_like(p))
+    terms = xp.where(infinite, xp.full_like(p, math.inf), terms)
+    return total(_or_nan(_or_nan(terms, p, xp=xp), q, xp=xp), axes, xp=xp)
+
+
+def _or_nan(terms: Array, p: Array, *, xp: Any) -> Array:
+    return xp.where(xp.isnan(p), p, terms)

@@ -1,0 +1,23 @@
+"""The implementations, in the order in which they are asked; importing this imports none of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """A module of this package, and the array library it serves ("*": any).
+
+    The module has `refuses(problem) -> list[str]`, empty when it takes the problem, and any of the inner operations,
+    each called as `operation(problem, *arrays, xp=xp, run=run)`.
+    """
+
+    name: str
+    library: str
+
+
+REGISTRY = (
+    # Entry("torch_native", "torch"),
+    # Entry("jax_native", "jax"),
+    Entry("array_api", "*"),
+)
