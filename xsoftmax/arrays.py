@@ -16,13 +16,13 @@ _LAZY = frozenset({"cubed", "cupy", "dask", "dpnp", "jax", "mlx", "ndonnx"})
 
 
 @lru_cache(maxsize=256)
-def _dtype_name(dtype: Any) -> str:
+def _dtype_name(kind: type, dtype: Any) -> str:  # `kind` keeps dtypes of unlike libraries from being compared
     return str(getattr(dtype, "name", None) or dtype).rpartition(".")[2].lower()
 
 
 def dtype_name(x: Any, /) -> str:
     """The array-API spelling of the dtype of `x`, whatever its library calls it."""
-    return _dtype_name(x.dtype)
+    return _dtype_name(type(x.dtype), x.dtype)
 
 
 @lru_cache(maxsize=64)
@@ -72,13 +72,14 @@ def has_dtype(name: str, xp: Any, device: Any) -> bool:
 def _has_dtype(name: str, xp: Any, device: Any) -> bool:
     if library_of(xp) == "mlx" or getattr(device, "type", None) == "mps":
         return hasattr(xp, name) and name != "float64"
-    return name in xp.__array_namespace_info__().dtypes(device=device)
+    return name in xp.__array_namespace_info__().dtypes(device=device, kind=("real floating", "signed integer"))
 
 
 def default_float(xp: Any, device: Any) -> str:
     """The library's default floating dtype, by name."""
     info = xp.__array_namespace_info__()
-    return _dtype_name(info.default_dtypes(device=device)["real floating"])
+    dtype = info.default_dtypes(device=device)["real floating"]
+    return _dtype_name(type(dtype), dtype)
 
 
 def index_dtype(xp: Any, device: Any) -> Any:

@@ -145,6 +145,12 @@ def check_targets(
     return True
 
 
+def check_indexable(verb: str, xp: Any, fix: str) -> None:
+    """Class indices need a range; a library without one can't have them."""
+    if not hasattr(xp, "arange"):
+        raise TypeError(f"{verb}: {library_of(xp)} has no arange, which class indices need; {fix}")
+
+
 def check_labels(verb: str, labels: Array, classes: int, bad: Array, xp: Any) -> None:
     """`bad` marks the labels out of range; their library can look at values."""
     if not bool(xp.any(bad)):

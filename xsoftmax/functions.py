@@ -81,6 +81,7 @@ def logsumexp(
 def softmax_jacobian(y: Array, /, *, axis: int = -1) -> Array:
     """softmax_jacobian"""
     given = on_arrays("softmax_jacobian", {"y": y}, axis=axis, one=True)
+    checks.check_indexable("softmax_jacobian", given.xp, "softmax_vjp and softmax_jvp do without")
     (y,), (axis,) = given.arrays, given.problem.axes
     order = [i for i in range(y.ndim) if i != y.ndim + axis] + [y.ndim + axis]
     return run("softmax_jacobian", replace(given.problem, axes=(-1,)), given.xp.permute_dims(y, order), xp=given.xp)

@@ -169,6 +169,8 @@ def on_loss(
     if shape[axis] == 0:
         raise ValueError(f"{verb}: {name} has shape {shape}, expected at least one class on axis {axis}")
     labels = checks.check_targets(verb, name, targets, shape, rows, axis)
+    if labels:
+        checks.check_indexable(verb, xp, "pass probabilities, such as one-hot rows")
     checks.check_where(verb, where, shape, name)
     checks.check_ignore_index(verb, ignore_index, labels)
     checks.check_reduction(verb, reduction)
