@@ -1,0 +1,210 @@
+"""Every example runs, and what it claims is true."""
+
+import importlib.util
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xsoftmax as xs
+
+EXTRA = 'pip install ".[examples]"'
+plt = pytest.importorskip("matplotlib.pyplot", reason=EXTRA)
+Console = pytest.importorskip("rich.console", reason=EXTRA).Console
+pytest.importorskip("sklearn", reason=EXTRA)
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_picture(path):
+    pixels = plt.imread(path)[..., :3]
+    drawn = np.mean(np.any(pixels < 0.99, axis=-1))
+    assert min(pixels.shape[:2]) >= 500
+    assert 0.01 < drawn < 0.9
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+
+
+@pytest.fixture
+def tour(xb):
+    return load("tour").Tour(xb, Console(quiet=True))
+
+
+class TestTour:
+    def test_picture(self, tmp_path, capsys):
+        load("tour").main(["--output", str(tmp_path)])
+        check_picture(tmp_path / "tour_temperature.png")
+        assert "0.47965001" in capsys.readouterr().out
+
+    def test_overflow(self, tour):
+        assert np.all(np.isnan(tour.naive_softmax()))
+        expected = np.exp([-2, -1, 0]) / np.sum(np.exp([-2, -1, 0]))
+        for y in tour.stable_softmax():
+            np.testing.assert_array_almost_equal_nulp(y, expected.astype(y.dtype), 6)
+
+    @pytest.mark.parametrize("step", ["jacobian", "gradient"])
+    def test_derivatives(self, tour, step):
+        exact, difference = getattr(tour, step)()
+        # With step h = eps^⅓ a central difference is off by O(h²).
+        assert np.max(np.abs(exact)) > 0.1
+        assert np.max(np.abs(exact - difference)) < 2 * np.finfo(tour.dtype).eps ** (2 / 3)
+
+    def test_cross_entropy(self, tour):
+        one, rows, mean = tour.cross_entropy()
+        expected = -np.log([0.619, 0.7, 0.1])
+        eps = np.finfo(tour.dtype).eps
+        assert one == pytest.approx(0.47965000629754095, rel=4 * eps)
+        np.testing.assert_allclose(rows, expected, rtol=4 * eps)
+        assert mean == pytest.approx(np.mean(expected), rel=4 * eps)
+
+    def test_confident(self, tour):
+        lost, kept = tour.confident()
+        assert lost == 0
+        assert kept == pytest.approx(-2 / (np.exp(40.0) + 2), rel=8 * np.finfo(tour.dtype).eps)
+
+    def test_temperature(self, tour, tmp_path):
+        y = tour.temperature(tmp_path / "picture.png")
+        assert np.all(np.diff(y[:, 0]) <= 0)  # the winner's share falls as the temperature rises
+        np.testing.assert_allclose(y[-1], 0.25, atol=0.01)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+@pytest.fixture(scope="module")
+def numpy_run(digits):
+    """Losses and test probabilities of one network trained with NumPy."""
+    return digits.train_and_test(Console(quiet=True), xs.backend("numpy"), *digits.load_data(), digits.Settings(), 1)
+
+
+class TestDigits:
+    def test_accuracy_and_pictures(self, digits, tmp_path, capsys):
+        accuracies = digits.main(["--output", str(tmp_path)])
+        assert len(accuracies) == 5
+        assert np.mean(accuracies) >= 0.97
+        for name in ("loss", "confusion", "mistakes"):
+            check_picture(tmp_path / f"digits_{name}.png")
+        assert f"{np.mean(accuracies):.2%}" in capsys.readouterr().out
+
+    def test_split_is_stratified(self, digits):
+        (_, train), (_, test) = digits.load_data()
+        share = np.bincount(test) / (np.bincount(train) + np.bincount(test))
+        np.testing.assert_allclose(share, 0.2, atol=1 / 174)  # the rarest digit has 174 images
+
+    def test_backpropagation(self, digits):
+        rng = np.random.default_rng(0)
+        parameters = digits.initial_parameters(rng, (4, 6, 5, 3))
+        images, labels = rng.random((7, 4)), rng.integers(0, 3, 7)
+
+        def loss():
+            return digits.loss_and_gradients(np, parameters, images, labels, 0.1)[0]
+
+        _, gradients = digits.loss_and_gradients(np, parameters, images, labels, 0.1)
+        assert [g.shape for g in gradients] == [p.shape for p in parameters]
+        for p, g in zip(parameters, gradients, strict=True):
+            for index in np.ndindex(p.shape):
+                original, step = p[index], 1e-6
+                p[index] = original + step
+                above = loss()
+                p[index] = original - step
+                below = loss()
+                p[index] = original
+                assert g[index] == pytest.approx((above - below) / (2 * step), abs=1e-8)
+
+    def test_first_steps_agree(self, digits, xb):
+        if not xb.float64:
+            pytest.skip(f"{xb.name} has no float64 here")
+        train, _ = digits.load_data()
+
+        def first_steps(backend):
+            steps = digits.training_steps(backend, *digits.to_backend(backend, *train), digits.Settings(), seed=0)
+            losses, parameters = zip(*islice(steps, 20), strict=True)
+            return np.asarray([float(loss) for loss in losses]), [backend.to_numpy(p) for p in parameters[-1]]
+
+        losses, parameters = first_steps(xb)
+        expected_losses, expected_parameters = first_steps(xs.backend("numpy"))
+        assert expected_losses[-1] < expected_losses[0]
+        np.testing.assert_allclose(losses, expected_losses, rtol=0, atol=1e-10)
+        for p, expected in zip(parameters, expected_parameters, strict=True):
+            np.testing.assert_allclose(p, expected, rtol=0, atol=1e-10)
+
+    def test_final_accuracy_agrees(self, digits, numpy_run, xb):
+        if xb.name in ("dask", "cubed"):
+            pytest.skip(f"{xb.name} arrays are lazy; the example refuses them")
+        train, test = digits.load_data()
+        _, probabilities = digits.train_and_test(Console(quiet=True), xb, train, test, digits.Settings(), 1)
+        accuracy, expected = (np.mean(np.argmax(p[0], axis=1) == test[1]) for p in (probabilities, numpy_run[1]))
+        assert accuracy == pytest.approx(expected, abs=0.005)
+
+    @pytest.mark.parametrize("name", ["dask", "cubed"])
+    def test_lazy_backends_are_refused(self, digits, name, capsys):
+        with pytest.raises(SystemExit) as error:
+            digits.main(["--backend", name])
+        assert error.value.code == 2
+        assert "lazy" in capsys.readouterr().err
+
+    def test_search_ranks_by_validation_accuracy(self, digits):
+        train, _ = digits.load_data()
+        settings = digits.Settings(epochs=3)
+        grid = {"learning_rate": [1e-5, 0.2], "label_smoothing": [0.1]}
+        (best, chosen), (worst, _) = digits.search(
+            Console(quiet=True), *train, grid=grid, settings=settings, splits=2, repeats=1
+        )
+        assert chosen == digits.Settings(epochs=3, learning_rate=0.2, label_smoothing=0.1)
+        assert best > 0.8 > worst
+
+    def test_search_sees_training_images_only(self, digits, monkeypatch, tmp_path):
+        seen = []
+
+        def search(console, images, labels, *, settings):
+            seen.append(images)
+            return [(1.0, settings)]
+
+        monkeypatch.setattr(digits, "search", search)
+        digits.main(["--search", "--seeds", "1", "--epochs", "1", "--output", str(tmp_path)])
+        (train_images, _), _ = digits.load_data()
+        assert len(seen) == 1
+        np.testing.assert_array_equal(seen[0], train_images)
+
+
+class TestLogisticRegression:
+    def test_equals_scikit_learn(self, xb, tmp_path):
+        arguments = ["--backend", xb.name, "--output", str(tmp_path)]
+        if not xb.float64:
+            with pytest.raises(SystemExit):
+                load("logistic_regression").main(arguments)
+            return
+        assert load("logistic_regression").main(arguments) < 1e-5
+        check_picture(tmp_path / "logistic_regression.png")
+
+
+class TestBoosting:
+    def test_equals_built_in(self, tmp_path):
+        pytest.importorskip("lightgbm", reason=EXTRA)
+        ratios = load("boosting").main(["--output", str(tmp_path)])
+        assert ratios["xsoftmax"] == pytest.approx(1, abs=0.01)
+        assert ratios["xsoftmax, exact h"] != ratios["xsoftmax"]
+        check_picture(tmp_path / "boosting.png")
+
+
+class TestExportOnnx:
+    def test_equals_numpy(self, tmp_path):
+        pytest.importorskip("ndonnx", reason=EXTRA)
+        pytest.importorskip("onnxruntime", reason=EXTRA)
+        example = load("export_onnx")
+        # Both sides are within 6 ulp of the exact result.
+        assert example.main(["--output", str(tmp_path)]) < 12 * np.finfo(np.float64).eps
+
+        logits, labels = np.asarray([[40.0] + 9 * [0.0]]), np.asarray([0])
+        values = example.run_model(tmp_path / "cross_entropy.onnx", logits, labels)
+        assert values.keys() == {"loss", "grad", "probs"}
+        np.testing.assert_allclose(values["probs"], xs.softmax(logits), rtol=1e-15)
