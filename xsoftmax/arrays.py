@@ -36,7 +36,7 @@ def device_of(x: Any) -> Any:
 
 
 def container_of(x: Any, library: str) -> str:
-    """The kind of array within its library; PyTorch's subclasses and traced tensors differ in what may be done to them."""
+    """The kind of array within its library: not all of PyTorch's may be handed to compiled code."""
     if library == "torch":
         import torch
 

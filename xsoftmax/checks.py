@@ -141,7 +141,8 @@ def check_targets(
             "for classes on axis 1 pass axis=1"
         )
     check_shape(verb, "targets", targets, rows, f"{name}.shape without axis {axis}")
-    check_dtype(verb, "targets", targets, INTEGER, f"an integer dtype for class indices, or {name}.shape for probabilities")
+    expected = f"an integer dtype for class indices, or shape {shape} = {name}.shape for probabilities"
+    check_dtype(verb, "targets", targets, INTEGER, expected)
     return True
 
 

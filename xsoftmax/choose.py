@@ -109,6 +109,7 @@ def binds(choice: str | None, operation: str, problem: Problem) -> bool:
 
 
 def candidates(library: str) -> list[Entry]:
+    """The implementations that serve a library, in the order in which they are asked."""
     return [entry for entry in REGISTRY if entry.library in (library, "*")]
 
 

@@ -1,6 +1,6 @@
 """The mathematics, written once, in array-API calls alone: each value directly above its derivative.
 
-x logits · m = max x · c shift · w = exp(x − c) · wm the maximum's own w · q = Σ of the other w · s = q + wm · y = w / s.
+x logits · m = max x · c shift · w = exp(x − c) · wm the maximum's w · q = Σ of the other w · s = q + wm · y = w / s.
 
 Every function takes floating arrays of one dtype, the negative class axes `axes`, and the namespace `xp`. Reduced axes
 are kept. Masked classes hold x = −∞ and y = 0.
@@ -99,7 +99,7 @@ def exponentials(x: Array, axes: Axes, *, xp: Any) -> Exponentials:
 def exact_shift(m: Array, *, xp: Any) -> Array:
     """A shift c ≈ m that makes x − c exact wherever exp(x − c) / s is a normal number.
 
-    m < 0: an integer, so |x − c| ≤ |x|.   0 ≤ m ≤ T: none.   T < m < 2U: an integer c ≤ x.   2U ≤ m: m itself (Sterbenz).
+    m < 0: an integer, so |x − c| ≤ |x|.  0 ≤ m ≤ T: none.  T < m < 2U: an integer c ≤ x.  2U ≤ m: m itself (Sterbenz).
     """
     big, tiny, _ = _LIMITS.get(dtype_name(m), _LIMITS["float64"])
     above = xp.where(m < 2.0 * tiny, xp.ceil(m - big), m)
@@ -252,7 +252,7 @@ def targets(
     axis: int,
     xp: Any,
 ) -> Array:
-    """t = weight · ((1 − ε) target + ε / K), K the number of classes kept; a label that is no class makes its row nan"""
+    """t = weight · ((1 − ε) target + ε / K), K the number of classes kept; no such class: a row of nan"""
     if labels:
         n = like.shape[axis]
         label = xp.expand_dims(given, axis=axis)
@@ -344,9 +344,7 @@ def kl_divergence(p: Array, q: Array, axes: Axes, *, xp: Any) -> Array:
     both = (p > 0.0) & (q > 0.0)
     p1, q1 = xp.where(both, p, xp.ones_like(p)), xp.where(both, q, xp.ones_like(q))
     close = (p1 < 2.0 * q1) & (q1 < 2.0 * p1)
-    log_ratio = xp.where(
-        close, xp.log1p(xp.where(close, (p1 - q1) / q1, xp.zeros_like(q1))), xp.log(p1) - xp.log(q1)
-    )
+    log_ratio = xp.where(close, xp.log1p(xp.where(close, (p1 - q1) / q1, xp.zeros_like(q1))), xp.log(p1) - xp.log(q1))
     infinite = (p < 0.0) | (q < 0.0) | ((q == 0.0) & (p > 0.0))
     terms = xp.where(both, p1 * log_ratio, xp.zeros_like(p))
     terms = xp.where(infinite, xp.full_like(p, math.inf), terms)

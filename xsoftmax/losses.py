@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from . import checks
+from .arrays import cast
 from .choose import run
 from .functions import reduced, scalar, written
-from .arrays import cast
 from .problem import Array, GivenLoss, loss_dtype, on_arrays, on_loss
 from .reductions import Weighing, reduce_rows, weigh
 
@@ -55,7 +55,76 @@ def cross_entropy(
     z_loss: float = 0.0,
     reduction: str = "mean",
 ) -> Array:
-    """cross_entropy"""
+    """Cross-entropy of logits, in nats: ``H(t, y) = -Σ_i t_i log y_i`` with ``y = softmax(x)``, averaged over the rows.
+
+    For a label ``t`` a row's loss is ``logsumexp(x) - x_t``, computed as ``log1p(q / wm) + (m - x_t)``: two terms that
+    are not negative, so that a confident, right row keeps all its digits.
+
+    Parameters
+    ----------
+    logits : array, shape ``(..., C, ...)``
+        As `x` in `softmax`.
+    targets : array
+        Class indices of any integer dtype, shape of `logits` without `axis`; or probabilities (integer one-hot rows
+        too), shape of `logits`. The number of dimensions decides.
+    axis : int, default -1
+        The axis that holds the classes; 1 for PyTorch's and ONNX's ``(N, C, d1, ...)``.
+    where : bool array, optional
+        Broadcastable to `logits`. Where False, a class is absent whatever `logits` holds there.
+    weight : array, shape ``(C,)``, optional
+        Factors of the classes.
+    sample_weight : array, shape of `logits` without `axis`, optional
+        Factors of the rows. A row of weight 0 is absent, whatever it holds.
+    ignore_index : int, optional
+        Rows with this label have loss 0 and gradient 0, and are left out of the mean. Labels only.
+    label_smoothing : float, default 0.0
+        ε from 0 to 1: targets become ``(1 - ε) target + ε / C``, over the classes kept by `where`.
+    temperature : float, default 1.0
+        Divides the logits; finite and > 0.
+    softcap : float, optional
+        Logits become ``softcap * tanh(logits / softcap)`` before `temperature` divides them; finite and > 0. A logit
+        of -inf stays -inf.
+    z_loss : float, default 0.0
+        Adds ``z_loss * logsumexp(x)²`` to each kept row, not weighted by class; finite and ≥ 0. Elsewhere known as
+        ``lse_square_scale``.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        The mean of labels divides by ``Σ sample_weight_i weight[label_i]`` over the rows kept (the squared logsumexp
+        by ``Σ sample_weight_i``), that of probabilities by ``Σ sample_weight_i``.
+
+    Returns
+    -------
+    array
+        The loss, in the dtype of `logits`, float32 for float16 and bfloat16; of the rows' shape for "none", else what
+        the library's own ``sum`` returns.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an array of the one library and device, or of an unsupported dtype.
+    ValueError
+        If shapes don't fit, there is no class, an option is out of its range, `ignore_index` meets probability
+        targets, or, where values can be looked at (NumPy and eager libraries on the CPU), a label is out of range. On
+        a GPU, under JAX and for lazy arrays such a row's loss is nan.
+
+    Notes
+    -----
+    Error of a row's loss in ulps of the exact result: float16, bfloat16 (in ulps of float32) and float32 ≤ 1 (float32
+    without float64 on the device ≤ 8), float64 ≤ 6; sum and mean add at most 2 ulps of the sum of absolute terms. A
+    loss is never negative, and 0 only if the true loss rounds to 0. With `softcap`, or a `temperature` that is not a
+    power of two, the bound holds for the transformed logits as rounded to the dtype of the arithmetic.
+
+    A target at a logit of -inf costs inf, unless its probability is 0, which contributes 0 whatever the logit. A row
+    with nan or +inf, or nothing but -inf, is nan. The mean of no row is nan, the sum 0.
+
+    Examples
+    --------
+    >>> import numpy as np, xsoftmax as xs
+    >>> logits = np.array([[0.0, 1.0, -0.4], [17.0, 0.0, 0.0]])
+    >>> xs.cross_entropy(logits, np.array([1, 0]), reduction="none")
+    array([4.79010697e-01, 8.27987509e-08])
+    >>> xs.cross_entropy(logits, np.array([1, -100]), ignore_index=-100).round(12)
+    np.float64(0.479010696748)
+    """
     given = on_loss(
         "cross_entropy", logits, targets, axis, where, weight, sample_weight, ignore_index,
         label_smoothing, temperature, softcap, z_loss, reduction, wants=("loss",)
@@ -82,7 +151,45 @@ def cross_entropy_grad(
     reduction: str = "mean",
     out: Array | None = None,
 ) -> Array:
-    """cross_entropy_grad"""
+    """Gradient of `cross_entropy` with respect to the logits: ``ŷ - y``, scaled for the reduction.
+
+    For a row with targets ``t``, ``T = Σ t``: ``T softmax(x)_i - t_i``. At a class with more than half of the
+    probability it is formed from sums that leave that class out, so that the gradient at a confident target,
+    ``-(1 - softmax(x)_t)``, keeps all its digits.
+
+    Parameters
+    ----------
+    logits, targets, axis, where, weight, sample_weight, ignore_index
+        As in `cross_entropy`.
+    label_smoothing, temperature, softcap, z_loss, reduction
+        As in `cross_entropy`; with "none" the gradient is that of each row, the same as for "sum".
+    out : array, optional
+        Receives the gradient: shape and dtype of `logits`, writeable; may be `logits` itself.
+
+    Returns
+    -------
+    array, shape of `logits`
+        The gradient, in the dtype of `logits`; 0 where `where` masks a class.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cross_entropy` and, for `out`, `softmax`.
+
+    Notes
+    -----
+    Error in ulps of the exact result, the target's entry included, for labels and one-hot targets: float16, bfloat16
+    and float32 ≤ 1 (float32 without float64 on the device ≤ 8), float64 ≤ 6; for general probabilities in ulps of
+    ``max(T softmax(x)_i, t_i)``. Rows that are ignored or have weight 0 are 0, and so is the mean over no row; a label
+    out of range that can't raise makes its row nan.
+
+    Examples
+    --------
+    >>> import numpy as np, xsoftmax as xs
+    >>> xs.cross_entropy_grad(np.array([[0.0, 0.0], [40.0, 0.0]]), np.array([1, 0]), reduction="sum")
+    array([[ 5.00000000e-01, -5.00000000e-01],
+           [-4.24835426e-18,  4.24835426e-18]])
+    """
     given = on_loss(
         "cross_entropy_grad", logits, targets, axis, where, weight, sample_weight, ignore_index,
         label_smoothing, temperature, softcap, z_loss, reduction, wants=("grad",), out=out
@@ -108,7 +215,34 @@ def cross_entropy_and_grad(
     reduction: str = "mean",
     out: Array | None = None,
 ) -> LossAndGrad:
-    """cross_entropy_and_grad"""
+    """Loss and gradient in one pass over the logits.
+
+    Parameters
+    ----------
+    logits, targets, axis, where, weight, sample_weight, ignore_index
+        As in `cross_entropy`.
+    label_smoothing, temperature, softcap, z_loss, reduction
+        As in `cross_entropy`.
+    out : array, optional
+        Receives the gradient, as in `cross_entropy_grad`; may be `logits` itself.
+
+    Returns
+    -------
+    LossAndGrad
+        Named tuple ``(loss, grad)``: what `cross_entropy` and `cross_entropy_grad` return.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cross_entropy_grad`.
+
+    Examples
+    --------
+    >>> import numpy as np, xsoftmax as xs
+    >>> loss, grad = xs.cross_entropy_and_grad(np.array([[2.0, 0.0]]), np.array([0]))
+    >>> loss.round(12), grad
+    (np.float64(0.126928011043), array([[-0.11920292,  0.11920292]]))
+    """
     given = on_loss(
         "cross_entropy_and_grad", logits, targets, axis, where, weight, sample_weight, ignore_index,
         label_smoothing, temperature, softcap, z_loss, reduction, wants=("loss", "grad"), out=out
@@ -135,7 +269,41 @@ def cross_entropy_hvp(
     z_loss: float = 0.0,
     reduction: str = "mean",
 ) -> Array:
-    """cross_entropy_hvp"""
+    """Hessian of `cross_entropy` with respect to the logits, times a vector.
+
+    For a row with targets ``t``, ``T = Σ t``, ``y = softmax(x)``: ``T y_i (v_i - Σ_j y_j v_j)``, scaled for the
+    reduction; O(C) memory, never the C × C matrix.
+
+    Parameters
+    ----------
+    logits, targets
+        As in `cross_entropy`.
+    v : array, shape of `logits`
+        What the Hessian multiplies.
+    axis, where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
+        As in `cross_entropy`; with "none" the product is that of each row, the same as for "sum".
+
+    Returns
+    -------
+    array, shape of `logits`
+        In the dtype of `logits`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cross_entropy`.
+
+    Notes
+    -----
+    Error in ulps of ``T y_i (|v_i| + Σ y |v|)``: float16, bfloat16 and float32 ≤ 1 (float32 without float64 on the
+    device ≤ 8), float64 ≤ 6. With `softcap` the product includes the second derivative of the cap.
+
+    Examples
+    --------
+    >>> import numpy as np, xsoftmax as xs
+    >>> xs.cross_entropy_hvp(np.array([[0.0, 0.0]]), np.array([0]), np.array([[1.0, 0.0]]))
+    array([[ 0.25, -0.25]])
+    """
     given = on_loss(
         "cross_entropy_hvp", logits, targets, axis, where, weight, sample_weight, ignore_index,
         label_smoothing, temperature, softcap, z_loss, reduction, v=v
@@ -162,7 +330,39 @@ def cross_entropy_grad_and_hessian_diag(
     z_loss: float = 0.0,
     reduction: str = "mean",
 ) -> GradAndHessianDiag:
-    """cross_entropy_grad_and_hessian_diag"""
+    """Gradient of `cross_entropy` and the diagonal of its Hessian, as gradient boosting asks for.
+
+    For a row with targets ``t``, ``T = Σ t``, ``y = softmax(x)``: ``T y_i - t_i`` and ``T y_i (1 - y_i)``, scaled for
+    the reduction.
+
+    Parameters
+    ----------
+    logits, targets, axis, where, weight, sample_weight, ignore_index
+        As in `cross_entropy`.
+    label_smoothing, temperature, softcap, z_loss, reduction
+        As in `cross_entropy`; boosting libraries want "none".
+
+    Returns
+    -------
+    GradAndHessianDiag
+        Named tuple ``(grad, hessian_diag)``, each of the shape and dtype of `logits`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cross_entropy`.
+
+    Notes
+    -----
+    Error in ulps of the exact result, also where ``1 - y_i`` is tiny: float16, bfloat16 and float32 ≤ 1 (float32
+    without float64 on the device ≤ 8), float64 ≤ 6.
+
+    Examples
+    --------
+    >>> import numpy as np, xsoftmax as xs
+    >>> xs.cross_entropy_grad_and_hessian_diag(np.array([[0.0, 0.0]]), np.array([0]), reduction="none")
+    GradAndHessianDiag(grad=array([[-0.5,  0.5]]), hessian_diag=array([[0.25, 0.25]]))
+    """
     given = on_loss(
         "cross_entropy_grad_and_hessian_diag", logits, targets, axis, where, weight, sample_weight, ignore_index,
         label_smoothing, temperature, softcap, z_loss, reduction, wants=("grad",)
@@ -186,7 +386,38 @@ def cross_entropy_from_probs(
     ignore_index: int | None = None,
     reduction: str = "mean",
 ) -> Array:
-    """cross_entropy_from_probs"""
+    """Cross-entropy of probabilities against labels or probabilities, in nats: ``H(t, p) = -Σ_i t_i log p_i``.
+
+    From logits, `cross_entropy` is the accurate way: a probability near 1 has lost the digits that matter.
+
+    Parameters
+    ----------
+    probs : array, shape ``(..., C, ...)``
+        Predicted probabilities. Neither their range nor their sum is checked.
+    targets, axis, weight, sample_weight, ignore_index, reduction
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    array
+        The loss, as from `cross_entropy`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cross_entropy`.
+
+    Notes
+    -----
+    ``0 log 0 = 0``: a target of 0 contributes 0 whatever the probability; a target above 0 at a probability of 0 costs
+    inf. The loss is never -0.0.
+
+    Examples
+    --------
+    >>> import numpy as np, xsoftmax as xs
+    >>> xs.cross_entropy_from_probs(np.array([[0.228, 0.619, 0.153]]), np.array([[0, 1, 0]])).round(12)
+    np.float64(0.479650006298)
+    """
     given = on_loss(
         "cross_entropy_from_probs", probs, targets, axis, None, weight, sample_weight, ignore_index,
         0.0, 1.0, None, 0.0, reduction, wants=("loss",), name="probs"
@@ -200,12 +431,61 @@ def cross_entropy_from_probs(
 
 
 def entropy(p: Array, /, *, axis: int = -1) -> Array:
-    """entropy"""
+    """Entropy of probabilities, in nats: ``H(p) = -Σ_i p_i log p_i``.
+
+    Parameters
+    ----------
+    p : array, shape ``(..., C, ...)``
+        Probabilities. Neither their range nor their sum is checked.
+    axis : int, default -1
+        The axis that holds the classes.
+
+    Returns
+    -------
+    array, shape of `p` without `axis`
+        In the dtype of `p`. ``0 log 0 = 0``; -inf where a probability is negative.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax`.
+
+    Examples
+    --------
+    >>> import numpy as np, xsoftmax as xs
+    >>> xs.entropy(np.array([0.5, 0.5, 0.0])).round(12)
+    np.float64(0.69314718056)
+    """
     return _on_probs("entropy", {"p": p}, axis)
 
 
 def kl_divergence(p: Array, q: Array, /, *, axis: int = -1) -> Array:
-    """kl_divergence"""
+    """Kullback–Leibler divergence of `q` from `p`, in nats: ``KL(p‖q) = Σ_i p_i log(p_i / q_i)``.
+
+    Parameters
+    ----------
+    p, q : array, shape ``(..., C, ...)``
+        Probabilities, of the same shape. Neither their range nor their sum is checked.
+    axis : int, default -1
+        The axis that holds the classes.
+
+    Returns
+    -------
+    array, shape of `p` without `axis`
+        In the promoted dtype of `p` and `q`. A class with ``p_i = 0`` contributes 0; inf where ``q_i = 0 < p_i`` or a
+        probability is negative.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax`.
+
+    Examples
+    --------
+    >>> import numpy as np, xsoftmax as xs
+    >>> xs.kl_divergence(np.array([0.5, 0.5]), np.array([0.25, 0.75])).round(12)
+    np.float64(0.143841036226)
+    """
     return _on_probs("kl_divergence", {"p": p, "q": q}, axis)
 
 

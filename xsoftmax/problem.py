@@ -110,7 +110,9 @@ def on_logits(
     return Given(problem, xp, device, floats, where)
 
 
-def on_arrays(verb: str, arrays: dict[str, Array], *, axis: Axis, where: Array | None = None, one: bool = False) -> Given:
+def on_arrays(
+    verb: str, arrays: dict[str, Array], *, axis: Axis, where: Array | None = None, one: bool = False
+) -> Given:
     """Verbs on one or more arrays of the same shape; the result has their promoted dtype."""
     xp = checks.namespace(verb, {**arrays, "where": where})
     where = checks.as_array(where, xp)
@@ -159,7 +161,8 @@ def on_loss(
     name: str = "logits",
 ) -> GivenLoss:
     """The cross-entropy family, on logits or (by `name`) on probabilities."""
-    arrays = {name: logits, "targets": targets, "v": v, "where": where, "weight": weight, "sample_weight": sample_weight}
+    arrays = {name: logits, "targets": targets, "v": v, "where": where, "weight": weight}
+    arrays["sample_weight"] = sample_weight
     xp = checks.namespace(verb, arrays)
     x, targets, v, where, weight, sample_weight = (checks.as_array(a, xp) for a in arrays.values())
     checks.check_dtype(verb, name, x)

@@ -29,9 +29,7 @@ def logsumexp(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -
     return cast(formulas.logsumexp(_logits(p, x, where, xp), p.axes, xp=xp), p.result, xp)
 
 
-def signed_logsumexp(
-    p: Problem, x: Array, b: Array, where: Array | None, *, xp: Any, run: Any
-) -> tuple[Array, Array]:
+def signed_logsumexp(p: Problem, x: Array, b: Array, where: Array | None, *, xp: Any, run: Any) -> tuple[Array, Array]:
     b = _masked(cast(b, p.compute, xp), where, 0.0, xp)
     value, sign = formulas.signed_logsumexp(_logits(p, x, where, xp), b, p.axes, xp=xp)
     return cast(value, p.result, xp), cast(sign, p.result, xp)
@@ -79,9 +77,7 @@ def cross_entropy(
     return loss, grad
 
 
-def cross_entropy_hvp(
-    p: Problem, x: Array, targets: Array, rows: Rows, v: Array, *, xp: Any, run: Any
-) -> Array:
+def cross_entropy_hvp(p: Problem, x: Array, targets: Array, rows: Rows, v: Array, *, xp: Any, run: Any) -> Array:
     """Σ_j ∂²L/∂x_i∂x_j v_j = z′_i Σ_j ∂²L/∂z_i∂z_j z′_j v_j + ∂L/∂z_i z″_i v_i"""
     x, y, t, lse, slope, curvature = _second_order(p, x, targets, rows, xp, run)
     v = _masked(cast(v, p.compute, xp), rows.where, 0.0, xp)
