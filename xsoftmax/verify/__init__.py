@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -143,7 +144,9 @@ def _run(
 ) -> Result:
     raises = case.error == "always" or (case.error == "checked" and backend.checks_labels)
     try:
-        got = _call(backend, verb, case, default_float, jit)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # a floating-point warning is a failure
+            got = _call(backend, verb, case, default_float, jit)
     except NotImplementedError as refusal:
         return make(case.name, refused=str(refusal))
     except ValueError as error:

@@ -122,7 +122,7 @@ def loss_row(z, counts, coefs, transform: Transform, scale, z_scale, v, masked=Z
     q_sum = masked + MP.fsum(n * q for n, q in zip(counts, coefs, strict=True))
     one_hot = sum(n for n, q in zip(counts, coefs, strict=True) if q) <= 1
 
-    undefined = any(MP.isnan(a) for a in s.y)
+    undefined = not z or any(MP.isnan(a) for a in s.y)
     terms = [n * q * a for n, q, a in zip(counts, coefs, s.nll, strict=True) if q]
     loss = NAN if undefined else INF if masked else scale * MP.fsum(terms)
     loss_unit = abs(scale) * MP.fsum(abs(a) for a in terms)

@@ -159,11 +159,14 @@ def _jacobian(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, .
     index = np.empty((*values.shape, values.shape[1]), np.int64)
     for i, row in enumerate(values):
         (levels,), codes, counts = distinct(row)
-        with MP.workprec(400):
+        with MP.workprec(2200):
             p = [MP.mpf(a) for a in levels.tolist()]
-            off = abs(1 - MP.fsum(n * a for n, a in zip(counts.tolist(), p, strict=True)))
+            total = MP.fsum(n * a for n, a in zip(counts.tolist(), p, strict=True))
             pairs = np.array([[result.add(-a * b) for b in p] for a in p])
-            diagonal = np.array([result.add(a * (1 - a), **{"off the simplex": a * off}) for a in p])
+            # 1 − y_i, or the sum of the others where that cancels
+            diagonal = np.array(
+                [result.add(a * (1 - a), a * abs(total - a), **{"off the simplex": a * abs(1 - total)}) for a in p]
+            )
         index[i] = pairs[codes[:, None], codes]
         np.fill_diagonal(index[i], diagonal[codes])
     result.index = index.reshape(*rows.outer_shape, *index.shape[1:])
@@ -264,13 +267,15 @@ def _cross_entropy(
             flat = [] if transform.exact else sensitivities(lambda z, rest=rest: loss_row(z, *rest).values(), z)
             loss, loss_unit = exact.loss
             weight = abs(scale) * MP.fsum(a * abs(q) for a, q in zip(n, coefs, strict=True))
-            underflow = {"underflowing sums": weight * len(row)}
+            # what multiplies y, and so the rounding of a y that is subnormal
+            pull = weight + (2 * abs(z_scale * state(z, n).lse) if z_scale else ZERO)
+            underflow = {"underflowing sums": pull * len(row)}
             losses.add(i, loss, loss_unit, {**underflow, **_transform_slack(flat, transform, 0)})
             first, k = len(grad.values), len(z)
             for part, result in enumerate((grad, diag, hvp)):
                 for j, (value, unit) in enumerate((exact.grad, exact.hessian_diag, exact.hvp)[part]):
-                    push = abs(vector[j]) if result is hvp else ONE
-                    slack = {"underflowing sums": weight * len(row) * push}
+                    push = max(map(abs, vector)) if result is hvp else ONE
+                    slack = {"underflowing sums": pull * len(row) * push}
                     result.add(value, unit, **slack, **_transform_slack(flat, transform, 1 + part * k + j))
             grad.totals.append(problem.gradient_total(exact, coefs, n, weight))
         index[i, kept] = first + codes

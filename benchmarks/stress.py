@@ -1,0 +1,319 @@
+"""Search for counter-examples: random rows by the million, screened in extended precision, the worst judged exactly.
+
+Scales from 1e-3 to 300, offsets up to where only ties remain, 2 to 10 000 classes, ties, confident classes at every
+margin, tails that underflow. ``python benchmarks/stress.py --backend numpy --elements 1000000``
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from xsoftmax import functions, losses
+from xsoftmax.backends import Backend, backend
+from xsoftmax.verify.cases import FLOATS, POSITIONAL
+from xsoftmax.verify.compare import FORMATS, Arithmetic, Verdict, judge
+from xsoftmax.verify.inputs import numpy_dtype
+from xsoftmax.verify.oracle import expected
+
+CLASSES = (2, 2, 3, 5, 10, 33, 100, 1000, 10_000)
+BATCH = 20_000  # elements
+Long = np.longdouble
+
+
+@dataclass
+class Found:
+    """The worst of a verb and dtype; ``screened`` elements went through extended precision."""
+
+    verb: str
+    dtype: str
+    screened: int = 0
+    rows: int = 0
+    verdict: Verdict = field(default_factory=Verdict)
+
+
+def search(backend: Backend, verb: str, dtype: str, elements: int, seed: int = 0) -> Iterator[Found]:
+    """Yield the state of the search after every batch."""
+    rng = np.random.default_rng([seed, *f"{verb} {dtype}".encode()])
+    arithmetic = Arithmetic(dtype, backend.float64, backend.flushes_subnormals)
+    found = Found(verb, dtype)
+    while found.screened < elements:
+        arrays = draw(rng, verb, dtype, int(rng.choice(CLASSES)))
+        options = {"reduction": "none"} if "logits" in arrays or "probs" in arrays else {}
+        results = call(backend, verb, arrays, options)
+        errors = [
+            screen(got, *reference, dtype) for got, reference in zip(results, REFERENCES[verb](arrays), strict=True)
+        ]
+        found.screened += sum(e.size for e in errors)
+        for i in {int(np.argmax(e.reshape(len(e), -1).max(axis=1))) for e in errors}:
+            row = slice(i, i + 1)
+            exact = expected((verb,), {name: a[row] for name, a in arrays.items()}, options)[verb]
+            for got, reference in zip(results, exact, strict=True):
+                found.verdict.merge(judge(got[row], reference, arithmetic))
+            found.rows += 1
+        yield found
+
+
+def call(backend: Backend, verb: str, arrays: dict[str, np.ndarray], options: dict) -> list[np.ndarray]:
+    """The results of a verb as NumPy arrays."""
+    function = getattr(losses if hasattr(losses, verb) else functions, verb)
+    result = function(*(backend.asarray(arrays[name]) for name in POSITIONAL[verb]), **options)
+    return [backend.to_numpy(part) for part in (result if isinstance(result, tuple) else (result,))]
+
+
+def screen(got: np.ndarray, value: np.ndarray, unit: np.ndarray, dtype: str) -> np.ndarray:
+    """Errors in ulps, to a few thousandths."""
+    form = FORMATS[got.dtype.name]
+    _, exponent = np.frexp(np.maximum(np.abs(value), unit))
+    ulp = np.ldexp(Long(1), np.maximum(exponent - 1, form.lowest) - form.digits + 1)
+    with np.errstate(invalid="ignore"):
+        error = np.abs(got.astype(Long) - value) / ulp
+    return np.where(np.isnan(error), np.inf, error)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# inputs
+
+
+def draw(rng: np.random.Generator, verb: str, dtype: str, classes: int) -> dict[str, np.ndarray]:
+    """Random inputs of a verb, by the names of its positional arrays."""
+    rows = max(BATCH // classes, 2)
+    x = logits(rng, dtype, rows, classes)
+    names = POSITIONAL[verb]
+    kind = numpy_dtype(dtype)
+    arrays: dict[str, np.ndarray] = {}
+    for name in names:
+        if name in ("x", "logits"):
+            arrays[name] = x
+        elif name in ("y", "p", "probs"):
+            arrays[name] = probabilities(x, dtype)
+        elif name == "q":
+            arrays[name] = probabilities(logits(rng, dtype, rows, classes), dtype)
+        elif name == "log_y":
+            arrays[name] = Row(x).log_y.astype(kind)
+        elif name == "v":
+            arrays[name] = (rng.normal(size=x.shape) * 10.0 ** rng.uniform(-2, 2, (rows, 1))).astype(kind)
+        elif name == "targets":
+            arrays[name] = targets(rng, x)
+    return arrays
+
+
+def logits(rng: np.random.Generator, dtype: str, rows: int, classes: int) -> np.ndarray:
+    """Rows that differ in scale, offset, ties, margin and tail."""
+    underflow = {"float16": 17.0, "float64": 746.0}.get(dtype, 104.0)
+    overflow = 709.0 if dtype == "float64" else 88.0
+    x = rng.normal(size=(rows, classes)) * 10.0 ** rng.uniform(-3, 2.5, (rows, 1))
+    tied = rng.random(rows) < 0.15
+    x[tied] = np.round(x[tied])
+    tail = rng.random(rows) < 0.15
+    x[tail] = x[tail].clip(-3, 3) - underflow
+    confident = np.flatnonzero((rng.random(rows) < 0.3) | tail)
+    others = np.where(tail[confident], 0.0, x[confident].max(axis=1))
+    margin = np.where(tail[confident], 0.0, rng.uniform(0, 1.05 * underflow, len(confident)))
+    x[confident, rng.integers(0, classes, len(confident))] = others + margin
+    zones = rng.choice([0.0, overflow - 8, overflow, 2 * overflow, 2 * underflow], rows)
+    offset = np.select(
+        [rng.random(rows) < 0.4, rng.random(rows) < 0.4, rng.random(rows) < 0.7],
+        [0.0, rng.choice([-1, 1], rows) * 10.0 ** rng.uniform(0, 5, rows), zones - x.max(axis=1)],
+        rng.choice([-1, 1], rows) * 10.0 ** rng.uniform(5, 30, rows),
+    )
+    limit = 60_000.0 if dtype == "float16" else math.inf
+    return np.clip(x + offset[:, None], -limit, limit).astype(numpy_dtype(dtype))
+
+
+def probabilities(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Rounded probabilities, without subnormal numbers."""
+    y = Row(x).y
+    return np.where(y < FORMATS[dtype].tiny, 0, y).astype(x.dtype)
+
+
+def targets(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+    """Labels, likely or not; or one-hot and general probabilities."""
+    rows, classes = x.shape
+    labels = np.where(rng.random(rows) < 0.5, x.argmax(axis=1), rng.integers(0, classes, rows))
+    if rng.random() < 0.5:
+        return labels
+    q = rng.dirichlet(np.full(min(classes, 50), 0.3), rows) * rng.uniform(0.2, 3, (rows, 1))
+    q = np.pad(q, ((0, 0), (0, classes - q.shape[1])))
+    q[rng.random(rows) < 0.3] *= 0
+    q[np.arange(rows), labels] += ~q.any(axis=1)
+    return q.astype(x.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# references: value and unit of each result, in extended precision
+
+
+class Row:
+    """Exponentials of rows, the maximum kept out of the sum; the rounding of x − m is put back."""
+
+    def __init__(self, logits: np.ndarray):
+        x = logits.astype(Long)
+        rows = np.arange(len(x)), x.argmax(axis=1)
+        self.m = x[rows][:, None]
+        d = x - self.m
+        back = d - x
+        lost = (x - (d - back)) - (self.m + back)
+        w = np.exp(d) * (1 + lost)
+        self.top = np.zeros(x.shape, bool)
+        self.top[rows] = True
+        self.q = np.sum(np.where(self.top, 0, w), axis=1, keepdims=True)
+        self.y = np.where(self.top, 1, w) / (1 + self.q)
+        self.rest = np.where(self.top, self.q / (1 + self.q), 1 - self.y)  # 1 − y
+        self.log_sum = np.log1p(self.q)
+        self.far = -d
+        self.log_y = d - self.log_sum
+
+
+Reference = Callable[[dict], list[tuple[np.ndarray, np.ndarray]]]
+
+
+def _own(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return value, np.abs(value)
+
+
+def _logsumexp(a: dict) -> list:
+    r = Row(a["x"])
+    m, log_sum = r.m[:, 0], r.log_sum[:, 0]
+    return [(m + log_sum, np.maximum(np.abs(m), log_sum))]
+
+
+class Loss(Row):
+    """Cross-entropy and its derivatives."""
+
+    def __init__(self, arrays: dict):
+        super().__init__(arrays["logits"])
+        t = arrays["targets"]
+        self.t = (np.arange(self.y.shape[1]) == t[:, None] if t.ndim == 1 else t).astype(Long)
+        self.total = np.sum(self.t, axis=1, keepdims=True)
+        self.v = arrays.get("v")
+
+    def loss(self):
+        return _own((self.total * self.log_sum + np.sum(self.t * self.far, axis=1, keepdims=True))[:, 0])
+
+    def grad(self):
+        others = np.sum(np.where(self.top, 0, self.t), axis=1, keepdims=True)
+        g = np.where(self.top, others - self.total * self.rest, self.total * self.y - self.t)
+        one_hot = np.count_nonzero(self.t, axis=1)[:, None] <= 1
+        return g, np.where(one_hot, np.abs(g), np.maximum(self.total * self.y, self.t))
+
+    def hessian_diag(self):
+        return _own(self.total * self.y * self.rest)
+
+    def hvp(self):
+        return _product(self.y, self.v.astype(Long), self.total)
+
+
+def _product(y: np.ndarray, v: np.ndarray, total=1) -> tuple:
+    mean, mean_abs = (np.sum(y * a, axis=1, keepdims=True) for a in (v, np.abs(v)))
+    return total * y * (v - mean), total * y * (np.abs(v) + mean_abs)
+
+
+def _log_product(factor: np.ndarray, terms: np.ndarray, v: np.ndarray) -> tuple:
+    total, total_abs = (np.sum(a, axis=1, keepdims=True) for a in (terms, np.abs(terms)))
+    return v - factor * total, np.abs(v) + factor * total_abs
+
+
+def _arrays(a: dict) -> list[np.ndarray]:
+    return [value.astype(Long) for value in a.values()]
+
+
+def _log(p: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(p)
+
+
+def _summed(terms: np.ndarray) -> list:
+    return [(np.sum(terms, axis=1), np.sum(np.abs(terms), axis=1))]
+
+
+def _from_probs(a: dict) -> list:
+    p, t = a["probs"].astype(Long), a["targets"]
+    t = (np.arange(p.shape[1]) == t[:, None] if t.ndim == 1 else t).astype(Long)
+    return _summed(np.where(t == 0, 0, -t * _log(np.where(t == 0, 1, p))))
+
+
+def _entropy(a: dict) -> list:
+    (p,) = _arrays(a)
+    return _summed(-p * _log(np.where(p == 0, 1, p)))
+
+
+def _kl_divergence(a: dict) -> list:
+    p, q = _arrays(a)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        near = np.abs(p - q) < q / 2
+        ratio = np.where(near, np.log1p((p - q) / q), np.log(p) - np.log(q))
+    return _summed(np.where(p == 0, 0, p * ratio))
+
+
+REFERENCES: dict[str, Reference] = {
+    "softmax": lambda a: [_own(Row(a["x"]).y)],
+    "log_softmax": lambda a: [_own(Row(a["x"]).log_y)],
+    "logsumexp": _logsumexp,
+    "softmax_vjp": lambda a: [_product(*_arrays(a))],
+    "softmax_jvp": lambda a: [_product(*_arrays(a))],
+    "log_softmax_vjp": lambda a: [_log_product(np.exp(a["log_y"].astype(Long)), *[a["v"].astype(Long)] * 2)],
+    "log_softmax_jvp": lambda a: [
+        _log_product(np.ones((), Long), np.exp(a["log_y"].astype(Long)) * a["v"], a["v"].astype(Long))
+    ],
+    "cross_entropy": lambda a: [Loss(a).loss()],
+    "cross_entropy_grad": lambda a: [Loss(a).grad()],
+    "cross_entropy_and_grad": lambda a: [Loss(a).loss(), Loss(a).grad()],
+    "cross_entropy_hvp": lambda a: [Loss(a).hvp()],
+    "cross_entropy_grad_and_hessian_diag": lambda a: [Loss(a).grad(), Loss(a).hessian_diag()],
+    "cross_entropy_from_probs": _from_probs,
+    "entropy": _entropy,
+    "kl_divergence": _kl_divergence,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Search, print the worst, and return 1 if a bound is broken."""
+    parser = argparse.ArgumentParser(description="Search for results outside the accuracy contract.")
+    parser.add_argument("--backend", default="numpy", help="default: %(default)s")
+    parser.add_argument("--dtype", nargs="+", choices=FLOATS, help="default: all of the backend")
+    parser.add_argument("--verb", nargs="+", choices=tuple(REFERENCES), default=tuple(REFERENCES), help="default: all")
+    parser.add_argument("--elements", type=int, default=1_000_000, help="of each verb and dtype; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if np.finfo(Long).nmant < 63:
+        parser.error("this machine's long double is no wider than float64, which it would have to screen")
+
+    chosen = backend(options.backend)
+    dtypes = options.dtype or chosen.dtypes()
+    worst = []
+    with Progress(console=Console(stderr=True)) as progress:
+        for dtype in dtypes:
+            for verb in options.verb:
+                task = progress.add_task(f"{verb} {dtype}", total=options.elements)
+                for found in search(chosen, verb, dtype, options.elements, options.seed):
+                    progress.update(task, completed=found.screened)
+                progress.remove_task(task)
+                worst.append(found)
+    table = Table("verb", "dtype", "elements", "rows judged", "worst ulp", "contract", "exempted", title=chosen.name)
+    for found in worst:
+        verdict = found.verdict
+        exempted = ", ".join(f"{count} {name}" for name, count in verdict.exempted.items())
+        style = "red" if verdict.failures else ""
+        figures = f"{found.screened}", f"{found.rows}", f"{verdict.worst:.3f}", f"{verdict.bound:g}", exempted
+        table.add_row(found.verb, found.dtype, *figures, style=style)
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(table)
+    for found in worst:
+        for failure in found.verdict.failures[:5]:
+            print(f"{found.verb} {found.dtype}: {failure}")
+    return int(any(found.verdict.failures for found in worst))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
