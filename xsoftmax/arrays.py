@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -90,6 +91,19 @@ def index_dtype(xp: Any, device: Any) -> Any:
 def cast(x: Any, name: str, xp: Any) -> Any:
     """`x` as dtype `name`, in native byte order."""
     return x if dtype_name(x) == name and is_native(x) else xp.astype(x, _dtype(name, xp))
+
+
+# Above these a number rounds to infinity.
+_OVERFLOWS = {"float16": 65520.0, "bfloat16": float.fromhex("0x1.ffp+127"), "float32": float.fromhex("0x1.ffffffp+127")}
+
+
+def rounded(x: Any, name: str, xp: Any) -> Any:
+    """`x` as the narrower dtype `name`; what is too large for it becomes infinite without a warning."""
+    if dtype_name(x) == name:
+        return x
+    limit = _OVERFLOWS[name]
+    x = xp.where(x >= limit, xp.full_like(x, math.inf), x)
+    return cast(xp.where(x <= -limit, xp.full_like(x, -math.inf), x), name, xp)
 
 
 def _dtype(name: str, xp: Any) -> Any:

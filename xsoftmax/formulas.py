@@ -199,7 +199,7 @@ def distance_from_max(x: Array, m: Array, *, xp: Any) -> Array:
     positive = xp.where(m > 0.0, m, xp.zeros_like(m))
     lowest = xp.where(xp.isfinite(positive), positive, xp.zeros_like(m)) - largest
     m0 = xp.where(xp.isfinite(m), m, xp.zeros_like(m))
-    return xp.where(x < lowest, xp.full_like(x, math.inf), m0 - xp.where(x < lowest, m0, x))
+    return xp.where(x < lowest, xp.full_like(x, math.inf), m0 - xp.where(x < lowest, m0, xp.minimum(x, m0)))
 
 
 def logsumexp(x: Array, axes: Axes, *, xp: Any) -> Array:
@@ -328,8 +328,9 @@ def _is_zero(zeta: Array | float) -> bool:
 def cross_entropy_from_probs(p: Array, t: Array, axes: Axes, *, xp: Any) -> Array:
     """−Σ t_i log p_i, 0 · log 0 = 0"""
     absent, certain = t == 0.0, p == 0.0
-    log_p = xp.where(certain, xp.full_like(p, -math.inf), xp.log(xp.where(certain | absent, xp.ones_like(p), p)))
-    return total(xp.where(absent, xp.zeros_like(t), -t * log_p), axes, xp=xp) + 0.0
+    log_p = xp.log(xp.where(certain | absent, xp.ones_like(p), p))
+    log_p = xp.where(certain & ~absent, xp.full_like(p, -math.inf), log_p)
+    return total(-t * log_p, axes, xp=xp) + 0.0
 
 
 def entropy(p: Array, axes: Axes, *, xp: Any) -> Array:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import checks
+from .arrays import cast, dtype_name
 from .choose import run
 from .problem import Array, Axis, Given, on_arrays, on_logits
 
@@ -410,10 +411,15 @@ def _run(operation: str, given: Given) -> Any:
 def _on_nothing(operation: str, given: Given) -> Any:
     x, xp, axes = given.arrays[0], given.xp, given.problem.axes
     if operation not in ("logsumexp", "signed_logsumexp"):
-        return x * 1.0
-    zero = xp.sum(x, axis=axes, keepdims=True) if axes else x * 1.0
-    value = zero - math.inf
+        return untouched(x, xp)
+    zero = cast(xp.sum(cast(x, "float32", xp), axis=axes, keepdims=True), given.problem.result, xp)
+    value = xp.full_like(zero, -math.inf)
     return value if operation == "logsumexp" else (value, zero)
+
+
+def untouched(x: Array, xp: Any) -> Array:
+    """A copy of an empty array that keeps its place in an autograd graph."""
+    return cast(x * 1.0, dtype_name(x), xp)
 
 
 def _each(results: Any, f: Callable[[Array], Array]) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from . import checks
-from .arrays import cast
+from .arrays import cast, rounded
 from .choose import run
-from .functions import reduced, scalar, written
+from .functions import reduced, scalar, untouched, written
 from .problem import Array, GivenLoss, loss_dtype, on_arrays, on_loss
 from .reductions import Weighing, reduce_rows, weigh
 
@@ -309,7 +309,7 @@ def cross_entropy_hvp(
         label_smoothing, temperature, softcap, z_loss, reduction, v=v
     )  # fmt: skip
     if checks.is_empty(given.x):
-        return given.x * 1.0
+        return untouched(given.x, given.xp)
     w = weigh(given, reduction)
     return run("cross_entropy_hvp", given.problem, given.x, w.targets, w.rows, given.v, xp=given.xp)
 
@@ -505,10 +505,10 @@ def _rows(given: GivenLoss, w: Weighing) -> tuple[Array | None, Array | None]:
 
 def _no_rows(given: GivenLoss) -> tuple[Array, Array]:
     p, xp = given.problem, given.xp
-    return xp.sum(cast(given.x, p.compute, xp), axis=p.axes, keepdims=True), given.x * 1.0
+    return xp.sum(cast(given.x, p.compute, xp), axis=p.axes, keepdims=True), untouched(given.x, xp)
 
 
 def _loss(rows: Array, w: Weighing, given: GivenLoss) -> Array:
     p, xp = given.problem, given.xp
     loss = reduce_rows(rows, w, p.axes[0], xp=xp)
-    return scalar(cast(loss, loss_dtype(p.dtype), xp), xp)
+    return scalar(rounded(loss, loss_dtype(p.dtype), xp), xp)

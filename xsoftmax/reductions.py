@@ -58,10 +58,10 @@ def weigh(given: GivenLoss, reduction: str) -> Weighing:
 
 def reduce_rows(loss: Array, w: Weighing, axis: int, *, xp: Any) -> Array:
     """Σ s_i L_i, divided for the mean; nan for the mean of nothing."""
-    if w.s is not None:
-        loss = loss * w.s
     if w.absent is not None:
         loss = xp.where(w.absent, xp.zeros_like(loss), loss)
+    if w.s is not None:
+        loss = loss * w.s
     if w.reduction == "none":
         return xp.squeeze(loss, axis=axis)
     loss = _sum(loss, xp)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import formulas
-from ..arrays import cast
+from ..arrays import cast, rounded
 from ..problem import Array, Problem, Rows
 
 
@@ -22,7 +22,7 @@ def softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> 
 
 def log_softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
     log_y = formulas.log_softmax(_logits(p, x, where, xp), p.axes, xp=xp)
-    return cast(_masked(log_y, where, -math.inf, xp), p.result, xp)
+    return rounded(_masked(log_y, where, -math.inf, xp), p.result, xp)
 
 
 def logsumexp(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
@@ -156,5 +156,5 @@ def _scaled(p: Problem, grad: Array, rows: Rows, xp: Any) -> Array:
     if isinstance(rows.scale, float):
         grad = grad * rows.scale
     elif rows.scale is not None:
-        grad = xp.where(rows.scale == 0.0, xp.zeros_like(grad), grad * rows.scale)
+        grad = xp.where(rows.scale == 0.0, xp.zeros_like(grad), grad) * rows.scale
     return cast(grad, p.result, xp)
