@@ -1,0 +1,46 @@
+"""The contract matrix: implementation × verb × dtype on every case, judged by the exact oracle."""
+
+import pytest
+
+from xsoftmax import use_implementation
+from xsoftmax.arrays import library_of
+from xsoftmax.choose import candidates
+from xsoftmax.verify import DTYPES, VERBS, summarise, verify
+
+REFUSAL = "was asked for but refuses"
+ON_INTEGERS = ["softmax", "log_softmax", "logsumexp", "cross_entropy_and_grad"]
+# Compiling takes a second per case and shape: the inner operations, each through one verb.
+JITTED = ["softmax", "logsumexp", "log_softmax_vjp", "cross_entropy_and_grad", "cross_entropy_hvp"]
+
+
+def check(xb, verb, dtype, **options):
+    """Every implementation that serves the backend, forced in turn."""
+    compared, failures = 0, []
+    for entry in candidates(library_of(xb.xp)):
+        with use_implementation(entry.name):
+            summaries = summarise(verify(xb, verbs=[verb], dtypes=[dtype], **options))
+        compared += sum(summary.compared for summary in summaries)
+        found = [failure for summary in summaries for failure in summary.failures]
+        failures += [f"{entry.name}: {failure}" for failure in found if REFUSAL not in failure]
+    assert failures == []
+    assert compared > 0
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != "integer"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_contract(xb, verb, dtype):
+    if dtype not in xb.dtypes():
+        pytest.skip(f"{xb.name} has no {dtype}")
+    check(xb, verb, dtype)
+
+
+@pytest.mark.parametrize("verb", ON_INTEGERS)
+def test_contract_on_integers(xb, verb):
+    check(xb, verb, "integer")
+
+
+@pytest.mark.backend("jax")
+@pytest.mark.parametrize("verb", JITTED)
+def test_contract_jitted(request, verb):
+    xb = request.getfixturevalue("live_backends")
+    check(next(b for b in xb if b.name == "jax"), verb, "float32", jit=True)
