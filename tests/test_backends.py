@@ -150,6 +150,13 @@ def test_flags():
     assert (numpy.float64, numpy.lazy, numpy.checks_labels, numpy.flushes_subnormals) == (True, False, True, False)
 
 
+def test_the_module_does_not_hide_the_function():
+    import xsoftmax as xs
+    import xsoftmax.cli
+
+    assert xs.backends is backends
+
+
 def test_backends_lists_every_name_once():
     found = backends()
     assert tuple(status.name for status in found) == NAMES

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from . import backends as _backends
+from .backends import Backend, backend, backends
 
 if TYPE_CHECKING:
     from .verify import Summary
@@ -99,7 +99,7 @@ def _show_backends(options: argparse.Namespace) -> int:
     from .implementations import REGISTRY
 
     table = Table("backend", "version", "device", "usable", "implementations")
-    for status in _backends.backends():
+    for status in backends():
         library = status.name.partition(":")[0].replace("-", "_")
         names = [entry.name for entry in REGISTRY if entry.library in (library, "*")]
         table.add_row(
@@ -117,10 +117,9 @@ def _explain(options: argparse.Namespace) -> int:
     import xsoftmax
 
     with _asked():
-        backend = _backends.backend(options.backend)
-        arrays = [
-            _zeros(backend, name, options) for name in _positional(getattr(xsoftmax, options.verb, None), options)
-        ]
+        chosen = backend(options.backend)
+        names = _positional(getattr(xsoftmax, options.verb, None), options)
+        arrays = [_zeros(chosen, name, options) for name in names]
         print(xsoftmax.explain(options.verb, *arrays, axis=options.axis))
     return 0
 
@@ -133,13 +132,13 @@ def _positional(verb: Any, options: argparse.Namespace) -> list[str]:
     return found
 
 
-def _zeros(backend: _backends.Backend, name: str, options: argparse.Namespace) -> Any:
+def _zeros(chosen: Backend, name: str, options: argparse.Namespace) -> Any:
     import numpy
 
     shape, axis = options.shape, options.axis % len(options.shape)
     if name == "targets":
-        return backend.asarray(numpy.zeros(shape[:axis] + shape[axis + 1 :], "int32"))
-    return backend.asarray(numpy.zeros(shape, "float32"), dtype=options.dtype)
+        return chosen.asarray(numpy.zeros(shape[:axis] + shape[axis + 1 :], "int32"))
+    return chosen.asarray(numpy.zeros(shape, "float32"), dtype=options.dtype)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -150,14 +149,14 @@ def _verify(options: argparse.Namespace) -> int:
     wanted = {"verbs": options.verb, "dtypes": options.dtype}
     with _asked():
         chosen, skipped = _chosen(options.backend)
-        total = sum(len(plan(backend, **wanted)) for backend in chosen)
+        total = sum(len(plan(one, **wanted)) for one in chosen)
     results = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=total)
-        for backend in chosen:
-            progress.update(task, description=backend.name)
-            for result in verify(backend, **wanted):
+        for one in chosen:
+            progress.update(task, description=one.name)
+            for result in verify(one, **wanted):
                 results.append(result)
                 progress.advance(task)
     summaries = summarise(results)
@@ -170,13 +169,13 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if ok else FAILED
 
 
-def _chosen(names: list[str] | None) -> tuple[list[_backends.Backend], dict[str, str]]:
+def _chosen(names: list[str] | None) -> tuple[list[Backend], dict[str, str]]:
     """Backends to verify, and those that 'all' leaves out with their reasons; one asked for by name must be usable."""
     if names is not None and "all" not in names:
-        return [_backends.backend(name) for name in dict.fromkeys(names)], {}
-    statuses = _backends.backends()
+        return [backend(name) for name in dict.fromkeys(names)], {}
+    statuses = backends()
     skipped = {status.name: str(status.reason) for status in statuses if not status.usable}
-    return [_backends.backend(status.name) for status in statuses if status.usable], skipped
+    return [backend(status.name) for status in statuses if status.usable], skipped
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
@@ -191,20 +190,23 @@ def _print_verdict(summaries: list[Summary], skipped: dict[str, str], ok: bool) 
     console = _console()
     verbs = list(dict.fromkeys(summary.verb for summary in summaries))
     dtypes = list(dict.fromkeys(summary.dtype for summary in summaries))
-    for backend in dict.fromkeys(summary.backend for summary in summaries):
-        cells = {(s.verb, s.dtype): s for s in summaries if s.backend == backend}
-        table = Table("verb", *dtypes, title=f"{backend}: worst error / contract, in ulps", title_justify="left")
+    for name in dict.fromkeys(summary.backend for summary in summaries):
+        cells = {(s.verb, s.dtype): s for s in summaries if s.backend == name}
+        console.print(f"{name}: worst error / contract, in ulps", highlight=False)
+        table = Table("verb", *dtypes)
         for verb in verbs:
             table.add_row(verb, *(_cell(cells.get((verb, dtype))) for dtype in dtypes))
         console.print(table)
-        console.print(_counts(list(cells.values())), highlight=False)
+        console.print(_counts(list(cells.values())), highlight=False, soft_wrap=True)
         for summary in cells.values():
             for failure in summary.failures[:3]:
-                console.print(f"[red]✗[/] {summary.verb} {summary.dtype}: {escape(failure)}", highlight=False)
+                console.print(
+                    f"[red]✗[/] {summary.verb} {summary.dtype}: {escape(failure)}", highlight=False, soft_wrap=True
+                )
             if len(summary.failures) > 3:
-                console.print(f"  … and {len(summary.failures) - 3} more", highlight=False)
+                console.print(f"  … and {len(summary.failures) - 3} more", highlight=False, soft_wrap=True)
     for name, reason in skipped.items():
-        console.print(f"skipped: {name}: {escape(reason)}", highlight=False)
+        console.print(f"skipped: {name}: {escape(reason)}", highlight=False, soft_wrap=True)
     if not any(summary.compared for summary in summaries):
         console.print("[red]nothing was compared[/]")
     else:
