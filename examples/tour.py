@@ -126,7 +126,7 @@ class Tour:
     def temperature(self, path):
         self.title("7. A temperature T divides the logits: softmax(x / T) is sharper for T < 1 and flatter for T > 1")
         x = self.array([2, 1, 0, -1])
-        temperatures = np.geomspace(0.1, 100, 200)
+        temperatures = np.geomspace(0.1, 100, 61)
         y = np.stack([self.numpy(xs.softmax(x, temperature=float(t))) for t in temperatures])
         for t in (0.25, 1.0, 4.0):
             self.show(f"xs.softmax(x, temperature={t})", self.numpy(xs.softmax(x, temperature=t)))
