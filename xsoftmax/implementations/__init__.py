@@ -18,6 +18,6 @@ class Entry(NamedTuple):
 
 REGISTRY = (
     # Entry("torch_native", "torch"),
-    # Entry("jax_native", "jax"),
+    Entry("jax_native", "jax"),
     Entry("array_api", "*"),
 )
