@@ -117,15 +117,17 @@ def _halved(x: Array, axis: int, *, xp: Any) -> Array:
     def part(start: int, stop: int) -> Array:
         return x[(..., slice(start, stop), *(slice(None),) * (-axis - 1))]
 
-    odd = []
+    parts = []
     while (n := x.shape[axis]) is not None and n > 8:
         half = n // 2
         if n % 2:
-            odd.append(part(n - 1, n))
+            parts.append(part(n - 1, n))
         x = part(0, half) + part(half, 2 * half)
-    if odd:
-        return _halved(xp.concat([x, *odd], axis=axis), axis, xp=xp)
-    return xp.sum(x, axis=axis, keepdims=True)
+    parts.append(xp.sum(x, axis=axis, keepdims=True))
+    while len(parts) > 1:
+        pairs = zip(parts[::2], parts[1::2], strict=False)
+        parts = [a + b for a, b in pairs] + parts[len(parts) // 2 * 2 :]
+    return parts[0]
 
 
 def _count(x: Array, axes: Axes) -> int:
