@@ -23,7 +23,7 @@ def _dtype_name(kind: type, dtype: Any) -> str:  # `kind` keeps dtypes of unlike
 
 def dtype_name(x: Any, /) -> str:
     """The array-API spelling of the dtype of `x`, whatever its library calls it."""
-    return _dtype_name(type(x.dtype), x.dtype)
+    return _dtype_name(x.dtype.__class__, x.dtype)
 
 
 @lru_cache(maxsize=64)
@@ -80,7 +80,7 @@ def default_float(xp: Any, device: Any) -> str:
     """The library's default floating dtype, by name."""
     info = xp.__array_namespace_info__()
     dtype = info.default_dtypes(device=device)["real floating"]
-    return _dtype_name(type(dtype), dtype)
+    return _dtype_name(dtype.__class__, dtype)
 
 
 def index_dtype(xp: Any, device: Any) -> Any:

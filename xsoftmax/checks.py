@@ -70,7 +70,7 @@ def check_device(verb: str, xp: Any, arrays: dict[str, Array]) -> None:
             )
 
 
-def as_array(x: Array | None, xp: Any) -> Array | None:
+def as_array(x: Array, xp: Any) -> Array:
     """NumPy's array scalars as 0-d arrays."""
     return xp.asarray(x) if x is not None and library_of(xp) == "numpy" and isinstance(x, xp.generic) else x
 

@@ -73,7 +73,8 @@ class Exponentials(NamedTuple):
         return xp.log1p(self.q / self.wm)
 
 
-def exponentials(x: Array, axes: Axes, *, xp: Any) -> Exponentials:
+def exponentials(x: Array, axes: Axes, headroom: Array | None = None, *, xp: Any) -> Exponentials:
+    """`headroom`: the logarithm of a factor that w can be multiplied by without overflow, for c = m at the latest."""
     big, _, largest = _LIMITS.get(dtype_name(x), _LIMITS["float64"])
     m = xp.max(x, axis=axes, keepdims=True)
     finite = xp.isfinite(m)
@@ -82,9 +83,12 @@ def exponentials(x: Array, axes: Axes, *, xp: Any) -> Exponentials:
     inside = xp.minimum(xp.maximum(x, lowest), m0)  # neither x − c nor exp overflows, whatever the row holds
     c = exact_shift(m0, xp=xp)
     classes = _count(x, axes)
+    limit = big - math.log(classes) - 1.0
+    if headroom is not None:
+        c = xp.where(m0 - c + headroom > limit, m0, c)
     # s would overflow: scale by a power of two; what underflows by it is below the smallest subnormal y anyway
     scale = xp.where(
-        m0 - c > big - math.log(classes) - 1.0,
+        m0 - c > limit,
         xp.full_like(m0, 2.0 ** -(2 + math.ceil(math.log2(classes)))),
         xp.ones_like(m0),
     )
@@ -99,11 +103,12 @@ def exponentials(x: Array, axes: Axes, *, xp: Any) -> Exponentials:
 def exact_shift(m: Array, *, xp: Any) -> Array:
     """A shift c ≈ m that makes x − c exact wherever exp(x − c) / s is a normal number.
 
-    m < 0: an integer, so |x − c| ≤ |x|.  0 ≤ m ≤ T: none.  T < m < 2U: an integer c ≤ x.  2U ≤ m: m itself (Sterbenz).
+    m < 0: the integer below, so |x − c| ≤ |x| but for x > −1/2, half an ulp.  0 ≤ m ≤ T: none.  T < m < 2U: an integer
+    c ≤ x.  2U ≤ m: m itself (Sterbenz).  m − c ≥ 0, so that w ≥ y: where subnormals are flushed, no normal y is lost.
     """
     big, tiny, _ = _LIMITS.get(dtype_name(m), _LIMITS["float64"])
     above = xp.where(m < 2.0 * tiny, xp.ceil(m - big), m)
-    return xp.where(m < 0.0, xp.round(m), xp.where(m > big, above, xp.zeros_like(m)))
+    return xp.where(m < 0.0, xp.ceil(m) - 1.0, xp.where(m > big, above, xp.zeros_like(m)))
 
 
 def total(x: Array, axes: Axes, *, xp: Any) -> Array:
@@ -219,12 +224,13 @@ def logsumexp_gradient(x: Array, axes: Axes, *, softmax: Any, xp: Any) -> Array:
 def signed_logsumexp(x: Array, b: Array, axes: Axes, *, xp: Any) -> tuple[Array, Array]:
     """log |Σ_i b_i exp(x_i)| and the sign of the sum. b_i = 0 hides x_i."""
     x = xp.where(b == 0.0, xp.full_like(x, -math.inf), x)
-    e = exponentials(x, axes, xp=xp)
+    largest = xp.max(xp.abs(b), axis=axes, keepdims=True)
+    e = exponentials(x, axes, xp.log(xp.maximum(largest, xp.ones_like(largest))), xp=xp)
     at_max = x == e.m
     bm = total(xp.where(at_max, b, xp.zeros_like(b)), axes, xp=xp)
-    q = total(xp.where(at_max, xp.zeros_like(b), b * (e.w / e.wm)), axes, xp=xp)
+    q = total(xp.where(at_max, xp.zeros_like(b), b * e.w), axes, xp=xp) / e.wm
     r = q + (bm - 1.0)  # Σ b w / wm = 1 + r
-    near = r > -0.5
+    near = r > -0.25  # XLA's log1p is off by 128 ulp from −0.45 to −0.35
     zeros, ones = xp.zeros_like(r), xp.ones_like(r)
     s = xp.where(near, 1.0 + r, q + bm)
     magnitude = xp.where(near | (s == 0.0), ones, xp.abs(s))
@@ -286,7 +292,7 @@ def cross_entropy(x: Array, e: Exponentials, t: Array, zeta: Array | float, axes
 
 
 def cross_entropy_grad(
-    y: Array, not_y: Array, t: Array, zeta: Array | float, lse: Array | None, axes: Axes, *, xp: Any
+    y: Array, not_y: Array, t: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any
 ) -> Array:
     """∂L/∂x_i = T y_i − t_i + 2 ζ logsumexp y_i, that is ŷ − y for one-hot targets; not_y = 1 − y.
 
@@ -300,7 +306,7 @@ def cross_entropy_grad(
 
 
 def hessian_product(
-    y: Array, v: Array, t: Array, zeta: Array | float, lse: Array | None, axes: Axes, *, xp: Any
+    y: Array, v: Array, t: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any
 ) -> Array:
     """Σ_j ∂²L/∂x_i∂x_j v_j = (T + 2 ζ logsumexp) y_i (v_i − Σ y v) + 2 ζ y_i Σ y v"""
     sum_t, product = total(t, axes, xp=xp), softmax_product(y, v, axes, xp=xp)
@@ -310,7 +316,7 @@ def hessian_product(
 
 
 def hessian_diag(
-    y: Array, not_y: Array, t: Array, zeta: Array | float, lse: Array | None, axes: Axes, *, xp: Any
+    y: Array, not_y: Array, t: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any
 ) -> Array:
     """∂²L/∂x_i² = (T + 2 ζ logsumexp) y_i (1 − y_i) + 2 ζ y_i²"""
     sum_t = total(t, axes, xp=xp)
