@@ -116,7 +116,7 @@ def verify(
     """
     if jit and backend.name.partition(":")[0] != "jax":
         raise ValueError(f"verify: jit is for backend jax, found {backend.name!r}")
-    default_float = backend.to_numpy(backend.xp.zeros(1)).dtype.name
+    default_float = _default_float(backend)
     for step in plan(backend, verbs=verbs, dtypes=dtypes):
         make = partial(Result, backend.name, step.verb, step.dtype)
         if step.case is None:
@@ -126,6 +126,11 @@ def verify(
             default_float if step.dtype == "integer" else step.dtype, backend.float64, backend.flushes_subnormals
         )
         yield _run(make, backend, step.verb, step.case, arithmetic, default_float, jit)
+
+
+def _default_float(backend: Backend) -> str:
+    default = backend.xp.__array_namespace_info__().default_dtypes(device=backend.device)["real floating"]
+    return backend.to_numpy(backend.xp.zeros(1, dtype=default)).dtype.name
 
 
 @cache
@@ -173,16 +178,22 @@ def _run(
 
 
 def _call(backend: Backend, verb: str, case: Case, default_float: str, jit: bool) -> list[np.ndarray]:
-    def convert(a):
-        a = np.asarray(a)
-        name = default_float if case.dtype == "integer" and a.dtype.kind == "f" else None
-        return backend.asarray(a, dtype=name)
-
-    arrays = [convert(case.arrays[name]) for name in POSITIONAL[verb]]
-    named = {name: convert(value) for name, value in case.options.items() if name in _ARRAYS}
+    arrays = [_convert(backend, case.arrays[name], case, default_float) for name in POSITIONAL[verb]]
+    named = {
+        name: _convert(backend, value, case, default_float) for name, value in case.options.items() if name in _ARRAYS
+    }
     static = {name: value for name, value in case.options.items() if name not in _ARRAYS}
     result = _function(verb, tuple(static.items()), jit)(*arrays, **named)
     return [backend.to_numpy(part) for part in (result if isinstance(result, tuple) else (result,))]
+
+
+def _convert(backend: Backend, a: object, case: Case, default_float: str) -> object:
+    a = np.asarray(a)
+    name = default_float if case.dtype == "integer" and a.dtype.kind == "f" else None
+    try:
+        return backend.asarray(a, dtype=name)
+    except (OverflowError, TypeError) as unfit:  # the library has no such dtype or holds no such value
+        raise NotImplementedError(str(unfit)) from unfit
 
 
 def _function(verb: str, static: tuple, jit: bool) -> Callable:

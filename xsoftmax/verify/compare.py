@@ -36,7 +36,7 @@ CONTRACT: dict[str, tuple[float | None, ...]] = {
 EXCEPTIONS: dict[str, float] = {
     "underflowing sums": 1,  # times C smallest subnormals (smallest normals where flushed) in q
     "flushed subnormals": 0,  # a subnormal result may be this, where the backend flushes
-    "temperature": 1,  # roundings u·|z| of each transformed logit, in the compute dtype
+    "temperature": 2,  # roundings u·|z| of each transformed logit, in the compute dtype: a reciprocal and a product
     "softcap": 8,  # likewise: two divisions, a product and a tanh of 2.5 ulp
     "off the simplex": 1,  # times |1 − Σ y| of the y given
     "missing dtype": 0,  # reported as absent, not as passed

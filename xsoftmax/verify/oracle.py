@@ -266,7 +266,7 @@ def _cross_entropy(
             exact = loss_row(z, *rest)
             flat = [] if transform.exact else sensitivities(lambda z, rest=rest: loss_row(z, *rest).values(), z)
             loss, loss_unit = exact.loss
-            weight = abs(scale) * MP.fsum(a * abs(q) for a, q in zip(n, coefs, strict=True))
+            weight = abs(scale) * (abs(rest[-1]) + MP.fsum(a * abs(q) for a, q in zip(n, coefs, strict=True)))
             # what multiplies y, and so the rounding of a y that is subnormal
             pull = weight + (2 * abs(z_scale * state(z, n).lse) if z_scale else ZERO)
             underflow = {"underflowing sums": pull * len(row)}
