@@ -17,7 +17,7 @@ class Entry(NamedTuple):
 
 
 REGISTRY = (
-    # Entry("torch_native", "torch"),
+    Entry("torch_native", "torch"),
     Entry("jax_native", "jax"),
     Entry("array_api", "*"),
 )
