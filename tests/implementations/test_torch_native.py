@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from array_api_compat import torch as xp  # noqa: E402
 from torch.autograd import forward_ad, gradcheck, gradgradcheck  # noqa: E402
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
@@ -65,7 +66,9 @@ def test_normalisers(verb, axis, where):
 
     def f(x):
         y = verb(x, axis=axis, where=where, **options)
-        return y if where is None or verb is not xs.log_softmax else torch.where(where, y, torch.zeros_like(y))
+        if verb is xs.logsumexp:
+            return y.exp()  # −inf where nothing is kept
+        return y if where is None or verb is xs.softmax else torch.where(where, y, torch.zeros_like(y))
 
     check_both_orders(f, X)
 
@@ -259,12 +262,13 @@ def cross_entropy_of_row(x, labels, **options):
 
 
 BATCHES = torch.stack([torch.tensor([0, 2]), torch.tensor([1, 1]), torch.tensor([2, 0]), torch.tensor([1, 0])])
+WEIGHT = uniform(3)
 VMAPPED = {
     "logits": (lambda x: xs.softmax(x), [normal(4, 2, 3)], 0),
     "batch last": (lambda x: xs.log_softmax(x, axis=0), [normal(2, 3, 4)], 2),
     "all axes": (lambda x: xs.logsumexp(x, axis=None), [normal(4, 2, 3)], 0),
     "mask of fewer dimensions": (lambda m: xs.softmax(X, where=m), [uniform(4, 3) > 0.4], 0),
-    "mask and logits": (lambda x, m: xs.log_softmax(x, where=m), [normal(4, 2, 3), uniform(2, 4) > 0.4], (0, 1)),
+    "mask and logits": (lambda x, m: xs.log_softmax(x, where=m), [normal(4, 2, 3), uniform(3, 4) > 0.4], (0, 1)),
     "factors": (lambda x, b: xs.logsumexp(x, b=b, return_sign=True), [X, normal(3, 4, seed=1)], (None, 1)),
     "products": (xs.softmax_vjp, [PROBS, normal(2, 4, 3)], (None, 1)),
     "products by y": (xs.log_softmax_jvp, [normal(4, 2, 3), X], (0, None)),
@@ -276,7 +280,7 @@ VMAPPED = {
         [BATCHES, uniform(3, 4), uniform(4, 2)],
         (0, 1, 0),
     ),
-    "zeta alone": (lambda t: cross_entropy_of_row(X, t, weight=uniform(3), z_loss=0.3), [BATCHES], 0),
+    "zeta alone": (lambda t: cross_entropy_of_row(X, t, weight=WEIGHT, z_loss=0.3), [BATCHES], 0),
     "classes in front": (lambda x, t: cross_entropy_of_row(x, t, axis=0), [normal(3, 2), BATCHES], (None, 0)),
     "probabilities": (lambda q: cross_entropy_of_row(X, q), [torch.softmax(normal(4, 2, 3), -1)], 0),
     "a single row": (lambda x, t: cross_entropy_of_row(x, t), [X, LABELS], 0),
@@ -322,7 +326,7 @@ def test_labels_under_a_transform_are_not_looked_at():
         xs.cross_entropy(X, labels, reduction="none")
     rows = vmap(lambda x, t: xs.cross_entropy(x, t, reduction="none"))(X, labels)
     assert torch.isnan(rows).tolist() == [False, True]
-    gradient = vmap(grad(xs.cross_entropy))(X, labels)
+    gradient = vmap(grad(partial(xs.cross_entropy, reduction="sum")))(X, labels)
     assert torch.isnan(gradient).all(-1).tolist() == [False, True]
     assert_close(gradient[0], torch.softmax(X[0], -1) - torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
 
@@ -340,7 +344,6 @@ SHAPES = {"rows": (6, 4), "images": (2, 4, 3), "one row": (4,)}
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
 def test_cross_entropy_means_what_pytorch_means(weighted, smoothing, kind, reduction, shape, dtype):
-    """Except a mean over ignored rows alone and labels out of range, see below; rows of +inf and nan are nan in both."""
     axis = 0 if len(shape) == 1 else 1
     x = 3.0 * normal(*shape).to(dtype)
     rows = shape[:axis] + shape[axis + 1 :]
@@ -356,7 +359,7 @@ def test_cross_entropy_means_what_pytorch_means(weighted, smoothing, kind, reduc
     if kind == "probabilities":
         actual[1], expected[1] = leaf(targets), leaf(targets)
     loss, theirs = ours(*actual), F.cross_entropy(*expected, **common)
-    rtol = 2e-6 if dtype == torch.float32 else 1e-14 * 10  # PyTorch's error: it computes in the dtype of the logits
+    rtol = 2e-6 if dtype == torch.float32 else 1e-13  # PyTorch's error: it computes in the dtype of the logits
     assert loss.dtype == dtype
     assert_close(loss, theirs, rtol)
     leaves = [a for a in actual if a.requires_grad]
@@ -407,7 +410,7 @@ def test_narrow_dtypes_through_every_rule(dtype):
         assert actual.dtype == dtype
         # relative to the largest: each of the ten results, its cotangent and its derivative are rounded to the dtype
         torch.testing.assert_close(
-            actual.double(), expected, rtol=0.0, atol=16 * torch.finfo(dtype).eps * float(expected.abs().max())
+            actual.double(), expected, rtol=0.0, atol=16 * torch.finfo(dtype).eps * expected.detach().abs().max().item()
         )
     tangents = tuple(torch.ones_like(a) for a in narrow)
     detached = tuple(a.detach() for a in narrow)
@@ -467,17 +470,11 @@ DEAD = {
     ),
     "gradient": lambda x: (xs.cross_entropy_grad(x, ROW_LABELS, sample_weight=GOOD.double()) ** 2).sum(),
     "gradient, by selection": lambda x: (good_rows(xs.cross_entropy_grad(x, ROW_LABELS)) ** 2).sum(),
-    "hessian product": lambda x: (
-        xs.cross_entropy_hvp(x, ROW_LABELS, x.detach(), sample_weight=GOOD.double())[:, 1:] ** 2
-    ).nansum(),
-    "hessian product, finite vector": lambda x: (
-        xs.cross_entropy_hvp(x, ROW_LABELS, PATTERN, sample_weight=GOOD.double()) ** 2
-    ).sum(),
+    "hessian product": lambda x: (xs.cross_entropy_hvp(x, ROW_LABELS, PATTERN, sample_weight=GOOD.double()) ** 2).sum(),
     "hessian diagonal": lambda x: (
         xs.cross_entropy_grad_and_hessian_diag(x, ROW_LABELS, sample_weight=GOOD.double()).hessian_diag ** 2
     ).sum(),
 }
-del DEAD["hessian product"]  # the vector's nan would reach the last row
 
 
 @pytest.mark.parametrize("f", DEAD.values(), ids=DEAD)
@@ -671,9 +668,9 @@ def recorded(calls):
 
 def test_derivatives_keep_the_choice():
     calls = []
-    problem, *_ = [choose.recorded(xs.softmax, X)[1]]
+    _, problem, _ = choose.recorded(xs.softmax, X)
     x = leaf(X)
-    y = torch_native.softmax(problem, x, None, xp=torch, run=recorded(calls))
+    y = torch_native.softmax(problem, x, None, xp=xp, run=recorded(calls))
     assert calls == [("softmax", "torch_native")]
     with xs.use_implementation("array_api"):
         (dx,) = torch.autograd.grad(y, x, X, create_graph=True)
