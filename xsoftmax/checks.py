@@ -21,12 +21,10 @@ REDUCTIONS = ("none", "mean", "sum")
 # arrays
 
 
-def namespace(verb: str, arrays: dict[str, Array]) -> Any:
-    """The one namespace of all arrays that are not None."""
-    found: dict[str, Any] = {}
-    for name, x in arrays.items():
-        if x is not None:
-            found[name] = _namespace_of(verb, name, x)
+def namespace(verb: str, arrays: dict[str, Array], **optional: Array | None) -> Any:
+    """The one namespace of `arrays` and of the optional arrays that are not None."""
+    arrays = {**arrays, **{name: x for name, x in optional.items() if x is not None}}
+    found = {name: _namespace_of(verb, name, x) for name, x in arrays.items()}
     (first, xp), *others = found.items()
     for name, other in others:
         if other is not xp:
@@ -34,7 +32,7 @@ def namespace(verb: str, arrays: dict[str, Array]) -> Any:
                 f"{verb}: {first} is an array of {library_of(xp)} and {name} of {library_of(other)}, "
                 "expected one library"
             )
-    check_device(verb, xp, {name: arrays[name] for name in found})
+    check_device(verb, xp, arrays)
     return xp
 
 
@@ -81,7 +79,8 @@ _REAL_WORDS = "float16, bfloat16, float32, float64, an integer dtype or bool"
 
 def check_dtype(verb: str, name: str, x: Array, kinds: frozenset[str] = _REAL, expected: str = _REAL_WORDS) -> None:
     if dtype_name(x) not in kinds:
-        raise TypeError(f"{verb}: {name} has dtype {x.dtype}, expected {expected}")
+        fix = "" if dtype_name(x) in _REAL else f"; convert {name} first, for example to float64"
+        raise TypeError(f"{verb}: {name} has dtype {x.dtype}, expected {expected}{fix}")
 
 
 def is_empty(x: Array) -> bool:
@@ -185,6 +184,8 @@ def negative_axes(verb: str, axis: Axis, ndim: int, name: str) -> tuple[int, ...
             index = operator.index(a)
         except TypeError:
             raise TypeError(f"{verb}: axis is {axis!r}, expected an int, a tuple of ints or None") from None
+        if not ndim:
+            raise ValueError(f"{verb}: axis is {axis!r}, expected None for {name} of 0 dimensions")
         if not -ndim <= index < ndim:
             raise ValueError(
                 f"{verb}: axis is {axis!r}, expected values from {-ndim} to {ndim - 1} "
@@ -197,6 +198,8 @@ def negative_axes(verb: str, axis: Axis, ndim: int, name: str) -> tuple[int, ...
 
 
 def one_axis(verb: str, axis: Any, ndim: int, name: str) -> int:
+    if not ndim:
+        raise ValueError(f"{verb}: {name} has shape (), expected at least one dimension")
     if axis is None or isinstance(axis, Sequence):
         raise TypeError(f"{verb}: axis is {axis!r}, expected an int")
     return negative_axes(verb, axis, ndim, name)[0]
@@ -224,7 +227,7 @@ def fraction(verb: str, name: str, value: Any) -> float:
 
 
 def check_reduction(verb: str, reduction: Any) -> None:
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"{verb}: reduction is {reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
 
 

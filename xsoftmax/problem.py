@@ -58,13 +58,14 @@ class Given(NamedTuple):
 
 
 class GivenLoss(NamedTuple):
-    """Checked arguments of a loss; `targets` are labels in the widest integer dtype, or probabilities."""
+    """Checked arguments of a loss; `targets` are labels in the widest integer dtype, or probabilities as given."""
 
     problem: Problem
     xp: Any
     device: Any
     x: Array
     targets: Array
+    raw_targets: Array
     where: Array | None
     weight: Array | None
     sample_weight: Array | None
@@ -83,7 +84,7 @@ def on_logits(
     out: Array | None = None,
 ) -> Given:
     """softmax and its kin; logits and factors `b` are broadcast against each other."""
-    xp = checks.namespace(verb, {"x": x, "b": b, "where": where})
+    xp = checks.namespace(verb, {"x": x}, b=b, where=where)
     x, b, where = (checks.as_array(a, xp) for a in (x, b, where))
     checks.check_dtype(verb, "x", x)
     device = device_of(x)
@@ -114,7 +115,7 @@ def on_arrays(
     verb: str, arrays: dict[str, Array], *, axis: Axis, where: Array | None = None, one: bool = False
 ) -> Given:
     """Verbs on one or more arrays of the same shape; the result has their promoted dtype."""
-    xp = checks.namespace(verb, {**arrays, "where": where})
+    xp = checks.namespace(verb, arrays, where=where)
     where = checks.as_array(where, xp)
     given = {name: checks.as_array(x, xp) for name, x in arrays.items()}
     (first, x), *others = given.items()
@@ -161,10 +162,12 @@ def on_loss(
     name: str = "logits",
 ) -> GivenLoss:
     """The cross-entropy family, on logits or (by `name`) on probabilities."""
-    arrays = {name: logits, "targets": targets, "v": v, "where": where, "weight": weight}
-    arrays["sample_weight"] = sample_weight
-    xp = checks.namespace(verb, arrays)
-    x, targets, v, where, weight, sample_weight = (checks.as_array(a, xp) for a in arrays.values())
+    required = {name: logits, "targets": targets, **({} if wants else {"v": v})}
+    optional = {"where": where, "weight": weight, "sample_weight": sample_weight}
+    xp = checks.namespace(verb, required, **optional)
+    x, targets, v, where, weight, sample_weight = (
+        checks.as_array(a, xp) for a in (logits, targets, v, where, weight, sample_weight)
+    )
     checks.check_dtype(verb, name, x)
     axis = checks.one_axis(verb, axis, x.ndim, name)
     shape = tuple(x.shape)
@@ -187,7 +190,7 @@ def on_loss(
             checks.check_shape(verb, key, array, expected, why)
     device = device_of(x)
     floats = floating(x, xp, device)
-    checks.check_out(verb, out, floats, arrays, xp)
+    checks.check_out(verb, out, floats, {**required, **optional}, xp)
     dtype = dtype_name(floats)
     compute = compute_dtype(dtype, xp, device, wide_halves=True)
     problem = Problem(
@@ -211,8 +214,16 @@ def on_loss(
         weight = xp.reshape(cast(weight, compute, xp), (-1,) + (1,) * (-axis - 1))
     if sample_weight is not None:
         sample_weight = xp.expand_dims(cast(sample_weight, compute, xp), axis=axis)
-    targets = xp.astype(targets, index_dtype(xp, device)) if labels else targets
-    return GivenLoss(problem, xp, device, floats, targets, where, weight, sample_weight, ignore_index, v)
+    widened = _widened(targets, xp, device) if labels else targets
+    return GivenLoss(problem, xp, device, floats, widened, targets, where, weight, sample_weight, ignore_index, v)
+
+
+def _widened(labels: Array, xp: Any, device: Any) -> Array:
+    """Labels in the widest signed dtype; an unsigned one that doesn't fit stays out of range, and no ignored label."""
+    wide = xp.astype(labels, index_dtype(xp, device))
+    if not dtype_name(labels).startswith("uint"):
+        return wide
+    return xp.where(wide < 0, xp.full_like(wide, xp.iinfo(wide.dtype).max), wide)
 
 
 def floating(x: Array, xp: Any, device: Any) -> Array:

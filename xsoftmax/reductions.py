@@ -82,7 +82,7 @@ def _bad_labels(given: GivenLoss, label: Array, absent: Array | None) -> Array |
         bad = bad & ~absent
     if is_lazy(given.targets, p.library) or is_lazy(given.x, p.library):
         return bad
-    checks.check_labels(p.verb, given.targets, classes, bad, xp)
+    checks.check_labels(p.verb, given.raw_targets, classes, bad, xp)
     return None
 
 
