@@ -40,9 +40,9 @@ def install(session, *names, constraints=(".ci/constraints.txt",)):
 
 def run_tests(session, backends, *args, x64="1"):
     """Run the tests of these backends; pytest refuses to start if one of them is not live."""
-    session.run(
-        "pytest", *(f"--backend={name}" for name in backends), *args, *session.posargs, env={"JAX_ENABLE_X64": x64}
-    )
+    chosen = [f"--backend={name}" for name in backends]
+    workers = ["--numprocesses=auto", "--maxprocesses=4"]
+    session.run("pytest", *workers, *chosen, *args, *session.posargs, env={"JAX_ENABLE_X64": x64})
 
 
 def flavours(library):
@@ -107,7 +107,7 @@ def agreement(session):
     """Every backend but CuPy in one environment: against one oracle, and against each other."""
     install(session, "torch", "jax", "dask", "agreement", "cli", "test")
     names = ["numpy", *(name for library in LIBRARIES for name in flavours(library))]
-    run_tests(session, names, "tests/test_agreement.py")
+    run_tests(session, names, *(f"tests/{name}" for name in ("test_agreement.py", "test_losses.py", "verify")))
     session.run("xsoftmax", "verify", *(f"--backend={name}" for name in names), env={"JAX_ENABLE_X64": "1"})
 
 
