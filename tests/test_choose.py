@@ -1,0 +1,232 @@
+"""Which implementation runs, and who says why."""
+
+import asyncio
+import sys
+import threading
+import types
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xsoftmax as xs
+from xsoftmax import choose, implementations
+from xsoftmax.implementations import REGISTRY, Entry
+
+pytestmark = pytest.mark.backend("numpy")
+
+X = np.array([[0.0, 1.0], [2.0, 0.0]])
+LABELS = np.array([0, 1])
+MINE, STRICT = "mine", "for_strict"
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """A registry with more entries: modules given as namespaces, cached choices forgotten before and after."""
+
+    def forget():
+        for cached in (choose._chosen, choose.reasons, choose._module):
+            cached.cache_clear()
+
+    def install(*entries):
+        table = []
+        for name, library, operations, reasons in entries:
+            module = types.ModuleType(f"xsoftmax.implementations.{name}")
+            module.refuses = lambda problem, reasons=reasons: list(reasons)
+            for operation, f in operations.items():
+                setattr(module, operation, f)
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+            table.append(Entry(name, library))
+        full = (*table, *implementations.REGISTRY)
+        monkeypatch.setattr(choose, "REGISTRY", full)
+        forget()
+
+    yield install
+    forget()
+
+
+def ones(problem, x, where, *, xp, run):
+    return xp.ones_like(x)
+
+
+def test_registry_is_literal_and_ends_with_the_formulas():
+    assert REGISTRY[-1] == Entry("array_api", "*")
+    assert [entry.library for entry in REGISTRY].count("*") == 1
+    assert len({entry.name for entry in REGISTRY}) == len(REGISTRY)
+    here = Path(implementations.__file__).parent
+    assert {entry.name for entry in REGISTRY} == {path.stem for path in here.glob("[a-z]*.py")}
+
+
+def test_the_first_that_takes_the_problem_runs(registry):
+    registry((MINE, "numpy", {"softmax": ones}, []))
+    np.testing.assert_array_equal(xs.softmax(X), 1.0)
+    assert xs.explain("softmax", X).implementation == MINE
+
+
+def test_who_refuses_is_passed_over(registry):
+    registry((MINE, "numpy", {"softmax": ones}, ["only odd shapes", "no float64"]))
+    np.testing.assert_array_equal(xs.softmax(X).sum(axis=-1), 1.0)
+    explanation = xs.explain("softmax", X)
+    assert explanation.implementation == "array_api"
+    assert explanation.refused == {MINE: ("only odd shapes", "no float64")}
+    assert f"{MINE} refuses: only odd shapes; no float64" in str(explanation)
+
+
+def test_a_missing_operation_is_a_reason(registry):
+    registry((MINE, "numpy", {"softmax": ones}, []))
+    explanation = xs.explain("log_softmax", X)
+    assert explanation.implementation == "array_api"
+    assert explanation.refused == {MINE: ("has no log_softmax of its own",)}
+
+
+def test_other_libraries_are_not_asked(registry):
+    registry((STRICT, "array_api_strict", {"softmax": ones}, []))
+    explanation = xs.explain("softmax", X)
+    assert (explanation.implementation, explanation.refused) == ("array_api", {})
+
+
+def test_forcing(registry):
+    registry((MINE, "numpy", {"softmax": ones}, []))
+    with xs.use_implementation("array_api"):
+        np.testing.assert_array_equal(xs.softmax(X).sum(axis=-1), 1.0)
+        with xs.use_implementation(MINE):
+            np.testing.assert_array_equal(xs.softmax(X), 1.0)
+        np.testing.assert_array_equal(xs.softmax(X).sum(axis=-1), 1.0)
+    np.testing.assert_array_equal(xs.softmax(X), 1.0)
+
+
+def test_forcing_ends_with_an_error(registry):
+    registry((MINE, "numpy", {"softmax": ones}, []))
+    with pytest.raises(ZeroDivisionError), xs.use_implementation("array_api"):
+        raise ZeroDivisionError
+    assert xs.explain("softmax", X).implementation == MINE
+
+
+def test_forced_and_refusing_is_an_error(registry):
+    registry((MINE, "numpy", {"softmax": ones, "cross_entropy": ones}, ["only odd shapes", "no float64"]))
+    message = rf"^softmax: implementation {MINE} was asked for but refuses: only odd shapes; no float64$"
+    with xs.use_implementation(MINE):
+        with pytest.raises(ValueError, match=message):
+            xs.softmax(X)
+        with pytest.raises(ValueError, match=rf"^cross_entropy_grad: implementation {MINE} was asked for but refuses"):
+            xs.cross_entropy_grad(X, LABELS)
+        explanation = xs.explain("softmax", X)
+        assert explanation.implementation is None
+        assert str(explanation).startswith("softmax: nobody runs softmax")
+
+
+def test_forced_without_the_operation_runs_the_formulas(registry):
+    """Verbs without an inner operation of that implementation are not its business."""
+    registry((MINE, "numpy", {"softmax": ones}, []))
+    with xs.use_implementation(MINE):
+        np.testing.assert_allclose(np.exp(xs.log_softmax(X)).sum(axis=-1), 1.0)
+        assert xs.explain("log_softmax", X).implementation == "array_api"
+
+
+def test_a_forced_name_binds_its_own_library_alone(registry):
+    registry((STRICT, "array_api_strict", {"softmax": ones}, ["never"]), (MINE, "numpy", {"softmax": ones}, []))
+    with xs.use_implementation(STRICT):
+        np.testing.assert_array_equal(xs.softmax(X), 1.0)
+        assert xs.explain("softmax", X).implementation == MINE
+
+
+def test_unknown_name():
+    names = ", ".join(repr(entry.name) for entry in REGISTRY)
+    with (
+        pytest.raises(ValueError, match=rf"^use_implementation: name is 'magic', expected one of {names}$"),
+        xs.use_implementation("magic"),
+    ):
+        pass
+
+
+def test_environment(registry, monkeypatch):
+    registry((MINE, "numpy", {"softmax": ones}, []))
+    monkeypatch.setenv("XSOFTMAX_IMPLEMENTATION", "array_api")
+    assert xs.explain("softmax", X).implementation == "array_api"
+    with xs.use_implementation(MINE):
+        assert xs.explain("softmax", X).implementation == MINE
+    monkeypatch.setenv("XSOFTMAX_IMPLEMENTATION", "")
+    assert xs.explain("softmax", X).implementation == MINE
+    monkeypatch.setenv("XSOFTMAX_IMPLEMENTATION", "magic")
+    with pytest.raises(ValueError, match=r"XSOFTMAX_IMPLEMENTATION is 'magic', expected one of"):
+        xs.softmax(X)
+
+
+def test_threads_do_not_see_the_choice_of_others(registry):
+    registry((MINE, "numpy", {"softmax": ones}, []))
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with xs.use_implementation("array_api"):
+            inside.set()
+            leave.wait(10)
+            return xs.explain("softmax", X).implementation
+
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(hold)
+        assert inside.wait(10)
+        seen = xs.explain("softmax", X).implementation
+        leave.set()
+        assert (seen, held.result()) == (MINE, "array_api")
+
+
+def test_tasks_do_not_see_the_choice_of_others(registry):
+    registry((MINE, "numpy", {"softmax": ones}, []))
+
+    async def hold(name):
+        with xs.use_implementation(name):
+            await asyncio.sleep(0)
+            return xs.explain("softmax", X).implementation
+
+    async def both():
+        return await asyncio.gather(hold("array_api"), hold(MINE))
+
+    assert asyncio.run(both()) == ["array_api", MINE]
+
+
+def test_an_implementation_is_handed_the_choice(registry):
+    """`run` asks the chooser again, with the choice of the call, so that an implementation can stand on others."""
+
+    def through(problem, x, where, *, xp, run):
+        return 2.0 * run("softmax", problem, x, where, xp=xp, after=MINE)
+
+    registry((MINE, "numpy", {"softmax": through}, []))
+    np.testing.assert_array_equal(xs.softmax(X).sum(axis=-1), 2.0)
+    with xs.use_implementation(MINE):
+        np.testing.assert_array_equal(xs.softmax(X).sum(axis=-1), 2.0)
+
+
+def test_explain_computes_nothing(registry):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("it ran")
+
+    registry((MINE, "numpy", {"softmax": refuse, "cross_entropy": refuse}, []))
+    explanation = xs.explain(xs.softmax, X)
+    assert (explanation.verb, explanation.operation, explanation.implementation) == ("softmax", "softmax", MINE)
+    explanation = xs.explain("cross_entropy_and_grad", X, LABELS, reduction="sum")
+    assert (explanation.operation, explanation.implementation) == ("cross_entropy", MINE)
+    assert explanation.problem.wants == ("loss", "grad")
+    with pytest.raises(RuntimeError, match="it ran"):
+        xs.softmax(X)
+
+
+def test_explanation_for_people():
+    text = str(xs.explain("cross_entropy", X.astype(np.float32), LABELS))
+    assert text.splitlines()[0] == "cross_entropy: array_api runs cross_entropy of a numpy ndarray"
+    assert "float32, computed in float64, class axes (-1,)" in text
+
+
+def test_the_choice_is_cached(registry):
+    """Problems that are alike are asked about once."""
+    asked = []
+    registry((MINE, "numpy", {"softmax": ones}, []))
+    module = choose._module(MINE)
+    module.refuses = lambda problem: asked.append(problem) or []
+    for _ in range(3):
+        xs.softmax(X)
+        xs.softmax(np.zeros((5, 7)))
+    assert len(asked) == 1
+    xs.softmax(X, axis=0)
+    xs.softmax(X.astype(np.float32))
+    assert len(asked) == 3

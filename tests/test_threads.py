@@ -1,0 +1,96 @@
+"""The number of threads: set, read from the environment, and no matter to the result."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import xsoftmax as xs
+from xsoftmax import threads
+
+pytestmark = pytest.mark.backend("numpy")
+
+
+@pytest.fixture(autouse=True)
+def _default(monkeypatch):
+    monkeypatch.setattr(threads, "_threads", None)
+    monkeypatch.delenv("XSOFTMAX_NUM_THREADS", raising=False)
+
+
+def test_default_is_what_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 5, 7}, raising=False)
+    assert xs.get_num_threads() == 3
+
+
+def test_default_without_affinity(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert xs.get_num_threads() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert xs.get_num_threads() == 1
+
+
+def test_set():
+    xs.set_num_threads(3)
+    assert xs.get_num_threads() == 3
+
+
+def test_environment(monkeypatch):
+    monkeypatch.setenv("XSOFTMAX_NUM_THREADS", "5")
+    assert xs.get_num_threads() == 5
+    xs.set_num_threads(2)
+    assert xs.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("value, error", [("0", ValueError), ("-2", TypeError), ("many", TypeError), ("", TypeError)])
+def test_environment_that_is_wrong(monkeypatch, value, error):
+    monkeypatch.setenv("XSOFTMAX_NUM_THREADS", value)
+    with pytest.raises(error, match=r"^get_num_threads: XSOFTMAX_NUM_THREADS is .*, expected an int >= 1$"):
+        xs.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    "value, error, found",
+    [(0, ValueError, "0"), (-1, ValueError, "-1"), (1.5, TypeError, "1.5"), (True, TypeError, "True")],
+)
+def test_wrong_number(value, error, found):
+    with pytest.raises(error, match=f"^set_num_threads: n is {found}, expected an int >= 1$"):
+        xs.set_num_threads(value)
+    assert threads._threads is None
+
+
+def test_number_does_not_change_the_bits():
+    x = np.random.default_rng(0).normal(size=(257, 1031)).astype(np.float32)
+    labels = np.arange(257)
+    results = []
+    for n in (1, 2, 5):
+        xs.set_num_threads(n)
+        loss, grad = xs.cross_entropy_and_grad(x, labels)
+        results.append(loss.tobytes() + grad.tobytes() + xs.softmax(x, axis=0).tobytes())
+    assert len(set(results)) == 1
+
+
+def test_concurrent_calls():
+    x = np.random.default_rng(1).normal(size=(64, 100))
+    expected = xs.softmax(x)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: xs.softmax(x), range(16)):
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_after_a_fork():
+    """A child process computes although its parent had run its threads."""
+    code = """if True:
+        import os, sys, numpy as np, xsoftmax as xs
+        x = np.zeros((500, 4000))
+        xs.softmax(x)
+        child = os.fork()
+        if not child:
+            os._exit(0 if xs.softmax(x)[0, 0] == 1 / 4000 else 1)
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
