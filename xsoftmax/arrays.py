@@ -123,6 +123,11 @@ def is_native(x: Any) -> bool:
     return getattr(x.dtype, "isnative", True)
 
 
+def with_axis(x: Any, axis: int) -> Any:
+    """`x` with a new axis at the negative `axis`; by indexing, which Dask can do where a shape is unknown."""
+    return x[(..., None, *(slice(None),) * (-axis - 1))]
+
+
 def class_indices(n: int, axis: int, xp: Any, device: Any) -> Any:
     """0 … n − 1 along the negative `axis`, shaped to broadcast against an array that has it."""
     where = {} if device is None else {"device": device}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from .arrays import class_indices, device_of, dtype_name
+from .arrays import class_indices, device_of, dtype_name, with_axis
 
 Array = Any
 Axes = tuple[int, ...]
@@ -162,8 +162,8 @@ def softmax_product(y: Array, v: Array, axes: Axes, *, xp: Any) -> Array:
 
 def softmax_jacobian(y: Array, *, xp: Any) -> Array:
     """∂y_i / ∂x_j = y_i (δ_ij − y_j), classes on the last axis."""
-    rows, columns = xp.expand_dims(y, axis=-1), xp.expand_dims(y, axis=-2)
-    diagonal = xp.expand_dims(y * complement(y, (-1,), xp=xp), axis=-1)
+    rows, columns = with_axis(y, -1), with_axis(y, -2)
+    diagonal = with_axis(y * complement(y, (-1,), xp=xp), -1)
     n, device = y.shape[-1], device_of(y)
     same = class_indices(n, -2, xp, device) == class_indices(n, -1, xp, device)
     return xp.where(same, diagonal, -rows * columns)
@@ -263,7 +263,7 @@ def targets(
     """t = weight · ((1 − ε) target + ε / K), K the number of classes kept; no such class: a row of nan"""
     if labels:
         n = like.shape[axis]
-        label = xp.expand_dims(given, axis=axis)
+        label = with_axis(given, axis)
         hit = xp.astype(label == class_indices(n, axis, xp, device_of(like)), like.dtype)
         t = xp.where((label >= 0) & (label < n), hit, xp.full_like(hit, math.nan))
     else:
@@ -305,9 +305,7 @@ def cross_entropy_grad(
     return grad if _is_zero(zeta) else grad + 2.0 * zeta * lse * y
 
 
-def hessian_product(
-    y: Array, v: Array, t: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any
-) -> Array:
+def hessian_product(y: Array, v: Array, t: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any) -> Array:
     """Σ_j ∂²L/∂x_i∂x_j v_j = (T + 2 ζ logsumexp) y_i (v_i − Σ y v) + 2 ζ y_i Σ y v"""
     sum_t, product = total(t, axes, xp=xp), softmax_product(y, v, axes, xp=xp)
     if _is_zero(zeta):
@@ -315,9 +313,7 @@ def hessian_product(
     return (sum_t + 2.0 * zeta * lse) * product + 2.0 * zeta * y * total(y * v, axes, xp=xp)
 
 
-def hessian_diag(
-    y: Array, not_y: Array, t: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any
-) -> Array:
+def hessian_diag(y: Array, not_y: Array, t: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any) -> Array:
     """∂²L/∂x_i² = (T + 2 ζ logsumexp) y_i (1 − y_i) + 2 ζ y_i²"""
     sum_t = total(t, axes, xp=xp)
     if _is_zero(zeta):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import checks
-from .arrays import cast, dtype_name
+from .arrays import cast, dtype_name, with_axis
 from .choose import run
 from .problem import Array, Axis, Given, on_arrays, on_logits
 
@@ -404,7 +404,7 @@ def _run(operation: str, given: Given) -> Any:
         return _on_nothing(operation, given)
     if problem.axes:
         return run(operation, problem, *given.arrays, given.where, xp=xp)
-    arrays = [None if a is None else xp.expand_dims(a, axis=-1) for a in (*given.arrays, given.where)]
+    arrays = [None if a is None else with_axis(a, -1) for a in (*given.arrays, given.where)]
     return _each(run(operation, replace(problem, axes=(-1,)), *arrays, xp=xp), lambda a: xp.squeeze(a, axis=-1))
 
 

@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import checks
-from .arrays import HALF, cast, container_of, default_float, device_of, dtype_name, has_dtype, index_dtype, library_of
+from .arrays import (
+    HALF,
+    cast,
+    container_of,
+    default_float,
+    device_of,
+    dtype_name,
+    has_dtype,
+    index_dtype,
+    library_of,
+    with_axis,
+)
 from .checks import Array, Axis
 
 
@@ -92,7 +103,7 @@ def on_logits(
     if b is not None:
         checks.check_dtype(verb, "b", b)
         checks.check_broadcastable(verb, "b", b, "x", x)
-        floats = tuple(xp.broadcast_arrays(*floats, floating(b, xp, device)))
+        floats = _broadcast(*floats, floating(b, xp, device), xp)
     checks.check_where(verb, where, floats[0].shape, "x")
     axes = checks.negative_axes(verb, axis, floats[0].ndim, "x")
     checks.check_out(verb, out, floats[0], {"x": x, "where": where}, xp)
@@ -213,9 +224,18 @@ def on_loss(
     if weight is not None:
         weight = xp.reshape(cast(weight, compute, xp), (-1,) + (1,) * (-axis - 1))
     if sample_weight is not None:
-        sample_weight = xp.expand_dims(cast(sample_weight, compute, xp), axis=axis)
+        sample_weight = with_axis(cast(sample_weight, compute, xp), axis)
     widened = _widened(targets, xp, device) if labels else targets
     return GivenLoss(problem, xp, device, floats, widened, targets, where, weight, sample_weight, ignore_index, v)
+
+
+def _broadcast(x: Array, b: Array, xp: Any) -> tuple[Array, Array]:
+    """Both in their promoted dtype and broadcast shape; by addition, which Dask can do where a shape is unknown."""
+    dtype = promoted([dtype_name(x), dtype_name(b)])
+    x, b = cast(x, dtype, xp), cast(b, dtype, xp)
+    if tuple(x.shape) == tuple(b.shape):
+        return x, b
+    return x + xp.zeros_like(b), b + xp.zeros_like(x)
 
 
 def _widened(labels: Array, xp: Any, device: Any) -> Array:

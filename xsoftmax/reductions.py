@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from . import checks, formulas
-from .arrays import class_indices, is_lazy
+from .arrays import class_indices, is_lazy, with_axis
 from .problem import Array, GivenLoss, Rows
 
 
@@ -31,7 +31,7 @@ def weigh(given: GivenLoss, reduction: str) -> Weighing:
     absent, bad, label = None if s is None else s == 0.0, None, None
     targets = given.targets
     if p.labels:
-        label = xp.expand_dims(targets, axis=p.axes[0])
+        label = with_axis(targets, p.axes[0])
         if given.ignore_index is not None:
             ignored = label == given.ignore_index
             absent = ignored if absent is None else ignored | absent
