@@ -59,6 +59,7 @@ def test_losses(objective, seed, rounds):
         "bagging_fraction": 0.8,
         "bagging_freq": 1,
         "seed": seed,
+        "num_threads": 1,
         "deterministic": True,
         "force_row_wise": True,
         "verbosity": -1,

@@ -6,7 +6,7 @@ loss together with its gradient.
 
     python examples/digits.py                      # NumPy; five networks
     python examples/digits.py --backend torch      # the same numbers from PyTorch, CuPy, JAX, array-api-strict, …
-    python examples/digits.py --search             # repeat the search that chose the settings (4 minutes)
+    python examples/digits.py --search             # repeat the search that chose the settings (7 minutes)
 """
 
 import argparse

@@ -87,7 +87,8 @@ def plot(histories, coefficients, path):
     for name, history in histories.items():
         axes.plot(np.arange(1, len(history) + 1), history, ".-", label=name)
     axes.set(xlabel="iteration", ylabel="largest entry of the gradient", xscale="log", yscale="log")
-    axes.legend(loc="upper right")
+    axes.set_xticks([1, 10, 100], ["1", "10", "100"])
+    axes.legend(loc="lower left")
     limit = np.max(np.abs(coefficients))
     panels = right.subplots(2, 5)
     for digit, panel in enumerate(panels.flat):
@@ -123,7 +124,7 @@ def main(arguments=None):
     difference = np.max(np.abs(coefficients - np.vstack([reference.coef_.T, reference.intercept_])))
 
     table = Table("method", "iterations", "largest entry of the gradient", title=f"backend {backend.name}")
-    histories = {"Newton-CG with cross_entropy_hvp": history, "L-BFGS-B": slower}
+    histories = {"Newton-CG": history, "L-BFGS-B": slower}
     for name, values in histories.items():
         table.add_row(name, str(len(values)), f"{values[-1]:.1e}")
     console.print(table)

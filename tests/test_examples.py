@@ -73,14 +73,14 @@ class TestTour:
         one, rows, mean = tour.cross_entropy()
         expected = -np.log([0.619, 0.7, 0.1])
         eps = float(np.finfo(tour.dtype).eps)
-        assert one == pytest.approx(0.47965000629754095, rel=4 * eps)
+        assert one == pytest.approx(0.47965000629754095, rel=4 * eps, abs=0)
         np.testing.assert_allclose(rows, expected, rtol=4 * eps)
-        assert mean == pytest.approx(np.mean(expected), rel=4 * eps)
+        assert mean == pytest.approx(np.mean(expected), rel=4 * eps, abs=0)
 
     def test_confident(self, tour):
         lost, kept = tour.confident()
         assert lost == 0
-        assert kept == pytest.approx(-2 / (np.exp(40.0) + 2), rel=8 * float(np.finfo(tour.dtype).eps))
+        assert kept == pytest.approx(-2 / (np.exp(40.0) + 2), rel=8 * float(np.finfo(tour.dtype).eps), abs=0)
 
     def test_temperature(self, tour, tmp_path):
         y = tour.temperature(tmp_path / "picture.png")
@@ -204,7 +204,7 @@ class TestLogisticRegression:
             objective.value_and_gradient(p + sign * step * v) for sign in (1, -1)
         )
         _, gradient = objective.value_and_gradient(p)
-        assert gradient @ v == pytest.approx((above - below) / (2 * step), rel=1e-7)
+        assert gradient @ v == pytest.approx((above - below) / (2 * step), rel=1e-7, abs=0)
         product = objective.hessian_product(p, v)
         np.testing.assert_allclose(product, (above_gradient - below_gradient) / (2 * step), rtol=1e-7, atol=1e-7)
 
@@ -216,7 +216,7 @@ class TestLogisticRegression:
         _, p, v = problem
         value, gradient = ours.value_and_gradient(p)
         expected_value, expected_gradient = expected.value_and_gradient(p)
-        assert value == pytest.approx(expected_value, rel=1e-14)
+        assert value == pytest.approx(expected_value, rel=1e-14, abs=0)
         np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-12)
         np.testing.assert_allclose(ours.hessian_product(p, v), expected.hessian_product(p, v), rtol=1e-12)
 
