@@ -25,6 +25,7 @@ OTHERS = [version for version in nox.project.python_versions(PYPROJECT) if versi
 
 STRICT = ["array-api-strict", *(f"array-api-strict:{device}" for device in ("device1", "no_float64", "no_x64"))]
 LIBRARIES = ["torch", "jax", "dask", "array-api-strict", "ndonnx", "mlx", "cubed", "marray", "sparse"]
+SLOW = ["dask", "ndonnx", "cubed", "sparse"]  # 0.1 s and more a call
 MATRIX = "tests/test_contract.py"
 
 
@@ -93,7 +94,8 @@ def tests(session, library):
         test_cupy(session, version)
     elif library == "jax-x32":
         install(session, "jax", "cli", "test")
-        run_tests(session, ["jax"], x64="0")
+        run_tests(session, ["jax"], *without_matrix(session), x64="0")
+        run_tests(session, ["jax"], MATRIX, "-k=not jitted", x64="0")
     else:
         install(session, library, "cli", "test")
         run_tests(session, flavours(library), *without_matrix(session))
@@ -113,8 +115,9 @@ def agreement(session):
     """Every backend but CuPy in one environment: against one oracle, and against each other."""
     install(session, "torch", "jax", "dask", "agreement", "cli", "test")
     names = ["numpy", *(name for library in LIBRARIES for name in flavours(library))]
-    files = ["tests/test_agreement.py", MATRIX, "tests/test_losses.py", "tests/verify"]
-    run_tests(session, names, *([] if session.posargs else files))
+    run_tests(session, names, "tests/test_agreement.py")
+    run_tests(session, [name for name in names if name not in SLOW], MATRIX, "tests/test_losses.py", "tests/verify")
+    run_tests(session, SLOW, MATRIX, "-k=float32")
 
 
 @nox.session(python="3.11")
