@@ -19,7 +19,8 @@ from rich.table import Table
 from xsoftmax import functions, losses
 from xsoftmax.backends import Backend, backend
 from xsoftmax.verify.cases import FLOATS, POSITIONAL
-from xsoftmax.verify.compare import FORMATS, Arithmetic, Verdict, judge
+from xsoftmax.verify.compare import Arithmetic, Verdict, judge
+from xsoftmax.verify.formats import FORMATS
 from xsoftmax.verify.inputs import numpy_dtype
 from xsoftmax.verify.oracle import expected
 

@@ -134,7 +134,8 @@ def _default_float(backend: Backend) -> str:
 
 
 @cache
-def _expected(case: Case, default_float: str) -> dict[str, tuple[Exact, ...]]:
+def exact_results(case: Case, default_float: str) -> dict[str, tuple[Exact, ...]]:
+    """The oracle's answers, once per process: they depend on the backend only by its default dtype."""
     return expected(case.verbs, case.arrays, case.options, default_float)
 
 
@@ -161,7 +162,7 @@ def _run(
         return make(case.name, failures=(f"{type(error).__name__}: {error}",))
     if raises:
         return make(case.name, compared=1, failures=("no error, expected ValueError",))
-    exact = _expected(case, default_float)[verb]
+    exact = exact_results(case, default_float)[verb]
     if len(got) != len(exact):
         return make(case.name, failures=(f"{len(got)} results, expected {len(exact)}",))
     verdict = Verdict()

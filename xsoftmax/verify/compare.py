@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from .exact import MP, Exact, Total
-from .rows import Rows
+from .exact import Exact, Total
+from .formats import FORMATS, MP, Format
+from .rows import Rows, distinct
 
 COLUMNS = ("half", "half native", "float32", "float32 native", "float64")
 
@@ -43,45 +45,8 @@ EXCEPTIONS: dict[str, float] = {
 }
 
 NON_NEGATIVE = ("softmax", "cross_entropy", "reduced loss")
+SHOWN = 3  # failures of a kind in one result
 POSITIVE_ZERO = ("cross_entropy", "reduced loss")
-
-
-@dataclass(frozen=True)
-class Format:
-    """A binary floating-point format."""
-
-    digits: int
-    lowest: int  # exponent of the smallest normal number
-    highest: int  # exponent of the largest binade
-
-    @property
-    def tiny(self) -> float:
-        return math.ldexp(1, self.lowest)
-
-    @property
-    def quantum(self) -> float:
-        """The smallest subnormal number."""
-        return math.ldexp(1, self.lowest - self.digits + 1)
-
-    @property
-    def overflow(self):
-        """The smallest magnitude that rounds to infinity."""
-        return MP.ldexp(MP.mpf(2) ** (self.digits + 1) - 1, self.highest - self.digits)
-
-    def ulp(self, magnitude) -> float:
-        """The unit in the last place of the binade of ``magnitude``, an mpf."""
-        if not magnitude or not MP.isfinite(magnitude):
-            return self.quantum
-        _, _, exponent, bits = magnitude._mpf_
-        return math.ldexp(1, min(max(exponent + bits - 1, self.lowest), self.highest) - self.digits + 1)
-
-
-FORMATS = {
-    "float16": Format(11, -14, 15),
-    "bfloat16": Format(8, -126, 127),
-    "float32": Format(24, -126, 127),
-    "float64": Format(53, -1022, 1023),
-}
 
 
 @dataclass(frozen=True)
@@ -137,7 +102,6 @@ def judge(got: np.ndarray, exact: Exact, arithmetic: Arithmetic) -> Verdict:
         # an empty result is its shape and dtype
         return Verdict(0.0, bound, compared=1)
     values = np.atleast_1d(got.astype(np.float64))
-    exact = replace(exact, index=np.atleast_1d(exact.index))
     verdict = _elements(values, exact, arithmetic, bound)
     verdict.failures += _signs(values, exact) + _equalities(values, exact)
     if exact.totals:
@@ -145,32 +109,10 @@ def judge(got: np.ndarray, exact: Exact, arithmetic: Arithmetic) -> Verdict:
     return verdict
 
 
-@dataclass(frozen=True)
-class _Split:
-    """Exact values as float64 pairs: ``near``, and the rest in ulps."""
-
-    near: np.ndarray
-    rest: np.ndarray
-    ulp: np.ndarray
-
-    @classmethod
-    def of(cls, exact: Exact, target: Format) -> _Split:
-        near, rest, ulp = (np.empty(len(exact.values)) for _ in range(3))
-        for k, (value, unit) in enumerate(zip(exact.values, exact.units, strict=True)):
-            ulp[k] = target.ulp(unit)
-            near[k], rest[k] = float(value), 0.0
-            if MP.isfinite(value) and math.isfinite(near[k]):
-                with MP.workprec(200):
-                    rest[k] = float((value - near[k]) / ulp[k])
-            if abs(value) >= target.overflow:
-                near[k] = math.copysign(math.inf, near[k])
-        return cls(near, rest, ulp)
-
-
 def _elements(got: np.ndarray, exact: Exact, arithmetic: Arithmetic, bound: float) -> Verdict:
     target = FORMATS[exact.dtype]
-    split = _Split.of(exact, target)
-    near, rest, ulp = (a[exact.index] for a in (split.near, split.rest, split.ulp))
+    index = np.atleast_1d(exact.index)
+    near, rest, ulp = (a[index] for a in exact.pairs)
     with np.errstate(all="ignore"):
         error = np.abs((got - near) / ulp - rest)
     # An exact value that overflows may come back as the largest number only within the bound.
@@ -181,29 +123,32 @@ def _elements(got: np.ndarray, exact: Exact, arithmetic: Arithmetic, bound: floa
     overflowed = np.isinf(near) & (np.abs(got) == limit) & (np.sign(got) == np.sign(near)) & (bound >= 1)
     if overflowed.any():
         finite = np.array([bool(MP.isfinite(v)) and abs(v) < 2 * target.overflow for v in exact.values])
-        error[overflowed & finite[exact.index]] = 1.0
+        error[overflowed & finite[index]] = 1.0
     excess = error > bound
     vanished = (got == 0) & ~excess & (exact.kind in POSITIVE_ZERO) & (np.abs(near) > target.quantum / 2)
     suspects = excess | vanished
     exempted: Counter = Counter()
-    if suspects.any():
-        for place in map(tuple, np.argwhere(suspects)):
-            free = bound if excess[place] else 0.0
-            name = _exemption(got[place], exact, int(exact.index[place]), error[place], free, arithmetic)
-            if name:
-                exempted[name] += 1
-                suspects[place] = False
+    places = np.nonzero(suspects)
+    columns = index[places], got[places], error[places], np.where(excess[places], bound, 0.0)
+    kinds, codes, counts = distinct(*columns)
+    covers = [_exemption(*entry, exact, arithmetic) for entry in zip(*(a.tolist() for a in kinds), strict=True)]
+    for cover, count in zip(covers, counts.tolist(), strict=True):
+        if cover:
+            exempted[cover] += count
+    suspects[places] = np.array([cover is None for cover in covers], bool)[codes]
     counted = ~(excess & ~suspects)
     worst = float(np.max(error, where=counted, initial=0.0))
-    failures = [
-        f"{list(map(int, place))}: got {got[place]:.9g}, exact {_digits(exact.values[exact.index[place]])}, "
-        + (f"{error[place]:.3g} ulp, at most {bound:g}" if excess[place] else "0 only if the true loss rounds to 0")
-        for place in map(tuple, np.argwhere(suspects))
-    ]
-    return Verdict(worst, bound, got.size, exempted, _first(failures))
+    failures = _report(
+        suspects,
+        lambda p: (
+            f"got {got[p]:.9g}, exact {_digits(exact.values[index[p]])}, "
+            + (f"{error[p]:.3g} ulp, at most {bound:g}" if excess[p] else "0 only if the true loss rounds to 0")
+        ),
+    )
+    return Verdict(worst, bound, got.size, exempted, failures)
 
 
-def _exemption(got: float, exact: Exact, code: int, error: float, bound: float, arithmetic: Arithmetic) -> str | None:
+def _exemption(code: int, got: float, error: float, bound: float, exact: Exact, arithmetic: Arithmetic) -> str | None:
     """The exception that covers an error, or None."""
     target, compute = FORMATS[exact.dtype], arithmetic.compute(exact.dtype)
     value, slack = exact.values[code], exact.slack[code]
@@ -227,25 +172,25 @@ def _exemption(got: float, exact: Exact, code: int, error: float, bound: float, 
 def _signs(got: np.ndarray, exact: Exact) -> list[str]:
     failures = []
     if exact.kind in NON_NEGATIVE and not any(v < 0 for v in exact.values):
-        failures += [f"{p}: {got[p]:.9g} is negative" for p in _places(got < 0)]
+        failures += _report(got < 0, lambda p: f"{got[p]:.9g} is negative")
     if exact.kind in POSITIVE_ZERO:
-        failures += [f"{p}: −0.0" for p in _places((got == 0) & np.signbit(got))]
+        failures += _report((got == 0) & np.signbit(got), lambda p: "−0.0")
     if exact.kind == "softmax":
-        failures += [f"{p}: {got[p]:.9g} is above 1" for p in _places(got > 1)]
+        failures += _report(got > 1, lambda p: f"{got[p]:.9g} is above 1")
     if exact.kind == "log_softmax":
-        failures += [f"{p}: {got[p]:.9g} is above 0" for p in _places(got > 0)]
-    return _first(failures)
+        failures += _report(got > 0, lambda p: f"{got[p]:.9g} is above 0")
+    return failures
 
 
 def _equalities(got: np.ndarray, exact: Exact) -> list[str]:
     """Equal inputs give bit-equal outputs (up to the sign of a zero)."""
-    codes, flat = exact.index.reshape(-1), got.reshape(-1)
-    levels, first = np.unique(codes, return_index=True)
+    index = np.atleast_1d(exact.index)
+    levels, first = np.unique(index, return_index=True)
     representative = np.empty(len(exact.values))
-    representative[levels] = flat[first]
-    other = representative[exact.index]
+    representative[levels] = got.reshape(-1)[first]
+    other = representative[index]
     different = (other != got) & ~(np.isnan(other) & np.isnan(got))
-    return _first([f"{p}: {got[p]!r}, but {other[p]!r} for the same input" for p in _places(different)])
+    return _report(different, lambda p: f"{got[p]!r}, but {other[p]!r} for the same input")
 
 
 def _totals(got: np.ndarray, exact: Exact, arithmetic: Arithmetic) -> Verdict:
@@ -268,7 +213,7 @@ def _totals(got: np.ndarray, exact: Exact, arithmetic: Arithmetic) -> Verdict:
         else:
             verdict.worst, verdict.bound = error / unit, bound
             verdict.failures.append(f"row {i}: {total.kind} is off by {error / unit:.3g}, at most {bound:g}")
-    verdict.failures = _first(verdict.failures)
+    verdict.failures = _abridged(verdict.failures, len(verdict.failures))
     return verdict
 
 
@@ -279,13 +224,17 @@ def _total_error(row: np.ndarray, total: Total, target: Format) -> tuple[float, 
     return error, float(total.unit) * math.ldexp(1, 1 - target.digits)
 
 
-def _places(found: np.ndarray) -> list[tuple[int, ...]]:
-    return [tuple(map(int, p)) for p in np.argwhere(found)[:4]]
+def _report(found: np.ndarray, describe: Callable[[tuple[int, ...]], str]) -> list[str]:
+    """Where and what, for the first few places, and how many more there are."""
+    count = int(np.count_nonzero(found))
+    if not count:
+        return []
+    places = [tuple(map(int, place)) for place in np.argwhere(found)[:SHOWN]]
+    return _abridged([f"{list(place)}: {describe(place)}" for place in places], count)
 
 
-def _first(failures: list[str], most: int = 3) -> list[str]:
-    rest = len(failures) - most
-    return failures if rest <= 0 else [*failures[:most], f"… and {rest} more"]
+def _abridged(failures: list[str], count: int) -> list[str]:
+    return failures if count <= SHOWN else [*failures[:SHOWN], f"… and {count - SHOWN} more"]
 
 
 def _digits(value) -> str:

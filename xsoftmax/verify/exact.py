@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
-import mpmath
 import numpy as np
 
-MP = mpmath.MPContext()  # a context of its own: the user's mpmath.mp keeps its precision
+from .formats import FORMATS, MP
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,3 +42,18 @@ class Exact:
         self.units.append(abs(value) if unit is None else max(abs(value), unit))
         self.slack.append(slack)
         return len(self.values) - 1
+
+    @cached_property
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The values as float64 pairs, ``near`` and the rest in ulps, and the ulps; ±inf where the dtype overflows."""
+        target = FORMATS[self.dtype]
+        near, rest, ulp = (np.zeros(len(self.values)) for _ in range(3))
+        for k, (value, unit) in enumerate(zip(self.values, self.units, strict=True)):
+            ulp[k] = target.ulp(unit)
+            near[k] = float(value)
+            if abs(value) >= target.overflow:
+                near[k] = math.copysign(math.inf, near[k])
+            elif MP.isfinite(value):
+                with MP.workprec(200):
+                    rest[k] = float((value - near[k]) / ulp[k])
+        return near, rest, ulp

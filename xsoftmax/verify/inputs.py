@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .compare import FORMATS
+from .formats import FORMATS
 
 SHAPE = ROWS, CLASSES = 24, 6
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .exact import MP, Exact, Total
+from .exact import Exact, Total
+from .formats import MP
 from .mathematics import NAN, ZERO, Transform
 from .rows import Rows, as_float64, row_mask
 

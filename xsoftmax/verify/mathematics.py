@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .exact import MP
+from .formats import MP
 
 NAN, INF, ZERO, ONE = MP.mpf("nan"), MP.mpf("inf"), MP.mpf(0), MP.mpf(1)
 

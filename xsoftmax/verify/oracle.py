@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from .exact import MP, Exact, Total
+from .exact import Exact, Total
+from .formats import MP
 from .loss_problem import LossProblem, Reduction
 from .mathematics import INF, NAN, ONE, ZERO, Transform, loss_row, sensitivities, state, working_bits
 from .rows import Rows, as_float64, distinct, row_mask
@@ -269,14 +270,14 @@ def _cross_entropy(
             weight = abs(scale) * (abs(rest[-1]) + MP.fsum(a * abs(q) for a, q in zip(n, coefs, strict=True)))
             # what multiplies y, and so the rounding of a y that is subnormal
             pull = weight + (2 * abs(z_scale * state(z, n).lse) if z_scale else ZERO)
-            underflow = {"underflowing sums": pull * len(row)}
-            losses.add(i, loss, loss_unit, {**underflow, **_transform_slack(flat, transform, 0)})
+            lost = pull * len(row)
+            losses.add(i, loss, loss_unit, {"underflowing sums": lost, **_transform_slack(flat, transform, 0)})
             first, k = len(grad.values), len(z)
+            underflow = [{"underflowing sums": lost}] * 2
+            underflow.append({"underflowing sums": lost * max(map(abs, vector), default=ZERO)})
             for part, result in enumerate((grad, diag, hvp)):
                 for j, (value, unit) in enumerate((exact.grad, exact.hessian_diag, exact.hvp)[part]):
-                    push = max(map(abs, vector)) if result is hvp else ONE
-                    slack = {"underflowing sums": pull * len(row) * push}
-                    result.add(value, unit, **slack, **_transform_slack(flat, transform, 1 + part * k + j))
+                    result.add(value, unit, **underflow[part], **_transform_slack(flat, transform, 1 + part * k + j))
             grad.totals.append(problem.gradient_total(exact, coefs, n, weight))
         index[i, kept] = first + codes
         if not kept.all():
