@@ -34,7 +34,7 @@ def install(session, *names, constraints=(".ci/constraints.txt",)):
     extras = [name for name in names if name in EXTRAS]
     groups = [name for name in names if name in GROUPS]
     session.install(
-        f".[{','.join(extras)}]",
+        f".[{','.join(extras)}]" if extras else ".",
         *nox.project.dependency_groups(PYPROJECT, *groups),
         *(f"--constraint={path}" for path in constraints),
     )
