@@ -55,14 +55,17 @@ CALLS = {
 }
 
 
+LABELLED = ("loss", "gradient", "hvp", "hessian diagonal")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("call", CALLS)
 def test_backends_agree(live_backends, call, dtype):
     compute, kind, magnitude_of = CALLS[call]
     results = {}
     for xb in live_backends:
-        if dtype not in xb.dtypes():
-            continue
+        if dtype not in xb.dtypes() or (call in LABELLED and not hasattr(xb.xp, "arange")):
+            continue  # class indices need a range, and a library without one is told so
         x, v, q = (xb.asarray(a, dtype=dtype) for a in (X, V, Q))
         found = xb.to_numpy(compute(x, v, xb.asarray(LABELS), q))
         assert found.dtype == dtype

@@ -210,6 +210,15 @@ def test_a_row_of_weight_zero_is_absent(xb, fill):
         assert np.all(np.isfinite(found[0]))
 
 
+def test_ignored_and_weightless_rows_together(xb):
+    """Row 3 has no weight, rows 2 and 1 are ignored; the mean is over the others."""
+    labels = np.array([0, 2, 2, 88, 1, 3])
+    found = call("cross_entropy", xb, X, labels, ignore_index=2, sample_weight=SAMPLE_WEIGHT, weight=WEIGHT)
+    kept = [0, 4, 5]
+    w = (SAMPLE_WEIGHT * WEIGHT[labels % C])[kept]
+    assert_close(xb, found, np.sum(w * rows_at(nll(X), labels % C)[kept]) / np.sum(w))
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("ignored", [-100, -1, 2, 255])
 def test_ignored_rows_are_absent(xb, ignored, reduction):
@@ -377,6 +386,8 @@ def test_nothing_kept(xb):
 
 @pytest.mark.parametrize("reduction, loss", [("none", []), ("mean", NAN), ("sum", 0.0)])
 def test_empty_batch(xb, reduction, loss):
+    if xb.name == "marray" and reduction != "none":
+        pytest.skip("marray masks the sum of nothing")
     x = np.empty((0, C))
     for targets in (np.empty(0, np.int64), x):
         found, grad = call("cross_entropy_and_grad", xb, x, targets, reduction=reduction)
@@ -497,7 +508,10 @@ def test_dtypes_of_results(xb):
 
 
 def test_losses_are_what_sum_returns(xb):
-    assert type(xs.cross_entropy(put(xb, X), put(xb, LABELS))) is type(xb.xp.sum(put(xb, X)))
+    for reduction in ("mean", "sum"):
+        loss = xs.cross_entropy(put(xb, X), put(xb, LABELS), reduction=reduction)
+        assert type(loss) is type(xb.xp.sum(put(xb, X)))
+    assert type(xs.cross_entropy(put(xb, X[0]), put(xb, np.array(1)), reduction="none")) is type(loss)
 
 
 def test_integer_logits(xb):
@@ -523,3 +537,14 @@ def test_loss_of_a_sure_row_is_plus_zero(xb):
     loss = call("cross_entropy", xb, np.array([[900.0, 0.0], [0.0, -900.0]]), np.array([0, 0]), reduction="none")
     np.testing.assert_array_equal(loss, 0.0)
     assert not np.any(np.signbit(loss))
+
+
+@pytest.mark.backend("sparse")
+def test_a_library_without_a_range_is_told_so():
+    import sparse
+
+    x, labels = sparse.COO.from_numpy(X), sparse.COO.from_numpy(LABELS)
+    with pytest.raises(TypeError, match=r"^cross_entropy: sparse has no arange, which class indices need; pass prob"):
+        xs.cross_entropy(x, labels)
+    loss = xs.cross_entropy(x, sparse.COO.from_numpy(Q), reduction="none")
+    np.testing.assert_allclose(loss.todense(), np.sum(Q * nll(X), axis=-1), rtol=1e-14)
