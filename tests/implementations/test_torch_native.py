@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from array_api_compat import torch as xp  # noqa: E402
+from torch._subclasses import FakeTensorMode  # noqa: E402
 from torch.autograd import forward_ad, gradcheck, gradgradcheck  # noqa: E402
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
@@ -647,12 +648,32 @@ class Marked(torch.Tensor):
     pass
 
 
-def test_leaves_subclasses_and_compiled_code_to_the_formulas(monkeypatch):
-    explained = xs.explain("softmax", X.as_subclass(Marked))
-    assert explained.implementation == "array_api"
-    assert explained.refused["torch_native"] == ("serves Tensor and Parameter, the container is Marked",)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert xs.explain("softmax", X).implementation == "array_api"
+def test_subclasses_have_the_rules_too():
+    x = leaf(torch.zeros(2, 3, dtype=torch.float64).as_subclass(Marked))
+    assert xs.explain("softmax", x).implementation == "torch_native"
+    (dx,) = torch.autograd.grad(xs.cross_entropy(x, LABELS), x)
+    assert type(dx) is Marked
+    assert_close(dx.as_subclass(torch.Tensor), xs.cross_entropy_grad(torch.zeros(2, 3, dtype=torch.float64), LABELS))
+
+
+def test_tensors_without_values():
+    with FakeTensorMode():
+        x = torch.zeros(2, 3, requires_grad=True)
+        (dx,) = torch.autograd.grad(xs.cross_entropy(x, torch.zeros(2, dtype=torch.int64)), x)
+    assert (tuple(dx.shape), dx.dtype) == ((2, 3), torch.float32)
+
+
+@pytest.mark.slow
+# its tracer says that it sees through caches, and looks at the grad of tensors that are no leaves
+@pytest.mark.filterwarnings("ignore:.*Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("f", [xs.logsumexp, partial(xs.cross_entropy, z_loss=0.1)], ids=["logsumexp", "cross_entropy"])
+def test_compiled_code_has_the_rules_too(f):
+    x = torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64)
+    one = (lambda x: f(x, torch.tensor(1))) if isinstance(f, partial) else f
+    compiled = torch.compile(one, backend="aot_eager")
+    assert_close(torch.autograd.grad(compiled(given := leaf(x)), given)[0], grad(one)(x))
+    assert_close(torch.compile(hessian(one), backend="aot_eager")(x), hessian(one)(x))
 
 
 def recorded(calls):
