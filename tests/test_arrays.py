@@ -70,6 +70,24 @@ def test_memory_layout_does_not_matter(layout, verb):
 
 @pytest.mark.backend("numpy")
 @pytest.mark.parametrize("verb", CALLS)
+def test_swapped_bytes_of_float64(verb):
+    wide = Arrays(*(a.astype(np.float64) if a.dtype.kind == "f" else a for a in ARRAYS))
+    found, expected = parts(CALLS[verb](Arrays(*map(swapped, wide)))), parts(CALLS[verb](wide))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == np.float64
+        assert a.dtype.isnative
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.backend("numpy")
+def test_swapped_bytes_of_nothing():
+    empty = swapped(np.empty((0, 3)))
+    for result in (xs.softmax(empty), xs.log_softmax(empty), xs.logsumexp(empty)):
+        assert result.dtype.isnative
+
+
+@pytest.mark.backend("numpy")
+@pytest.mark.parametrize("verb", CALLS)
 def test_memory_map(tmp_path, verb):
     maps = []
     for i, a in enumerate(ARRAYS):
