@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -104,7 +105,7 @@ def _softmax(dtype: str) -> Iterator[Case]:
     yield Case("no rows", dtype, family, {"x": np.empty((0, CLASSES), numpy_dtype(dtype))})
     yield Case("no classes", dtype, family, {"x": np.empty((4, 0), numpy_dtype(dtype))})
     for temperature in (0.25, 2.0, 0.7, 3.0):
-        options = {"temperature": temperature}
+        options: dict[str, Any] = {"temperature": temperature}
         yield Case(f"temperature {temperature}", dtype, family[:2], {"x": block("mixed", dtype)}, options)
     yield Case("temperature specials", dtype, family[:2], {"x": hidden}, {"temperature": 0.7})
     options = {"temperature": 0.7, "where": mask}
@@ -194,7 +195,7 @@ def _normal(y: np.ndarray, dtype: str) -> np.ndarray:
 def _targets(name: str, x: np.ndarray) -> np.ndarray:
     """Labels: the argmax on even rows, any on odd ones."""
     labels = generator(f"labels {name}").integers(0, x.shape[-1], x.shape[0])
-    return np.where(np.arange(len(labels)) % 2 == 0, np.argmax(x.astype(np.float64), axis=-1), labels)
+    return np.where(np.arange(x.shape[0]) % 2 == 0, np.argmax(x.astype(np.float64), axis=-1), labels)
 
 
 def _losses(dtype: str) -> Iterator[Case]:
@@ -285,7 +286,7 @@ def _absent_rows(dtype: str, v: np.ndarray) -> Iterator[Case]:
     yield Case("weightless specials mean", dtype, LOSSES, weightless, {"sample_weight": present})
     nothing = {"logits": x, "targets": np.full(ROWS, -100), "v": v}
     for reduction in ("mean", "sum"):
-        options = {"ignore_index": -100, "reduction": reduction}
+        options: dict[str, Any] = {"ignore_index": -100, "reduction": reduction}
         yield Case(f"all ignored {reduction}", dtype, LOSSES, nothing, options)
     inside = {"logits": x, "targets": labels, "v": v}
     options = {"where": ~np.isnan(x.astype(np.float64)), "reduction": "none"}
@@ -342,7 +343,8 @@ def _labels(dtype: str) -> Iterator[Case]:
             top = min(np.iinfo(kind).max, 299)
             fits = np.array([0, top, top // 2, 100]).astype(kind)
             yield Case(f"{kind} labels of 300", dtype, verbs, {"logits": wide, "targets": fits}, none)
-    bad = {"-1": np.int64(-1), "C": np.int64(CLASSES), "-100": np.int8(-100), "huge": np.uint64(2**63 + 1)}
+    bad: dict[str, Any] = {"-1": np.int64(-1), "C": np.int64(CLASSES), "-100": np.int8(-100)}
+    bad["huge"] = np.uint64(2**63 + 1)
     for name, label in bad.items():
         targets = labels.astype(label.dtype)
         targets[[0, 7]] = label
@@ -372,13 +374,14 @@ def _probabilities(dtype: str) -> Iterator[Case]:
         yield Case(f"{name} divergence to it", dtype, ("kl_divergence",), {"p": p["ordinary"], "q": probs})
     probs, labels = p["mixed"], _targets("from probs", p["mixed"])
     kept = _targets("mixed", block("mixed", dtype))
-    for name, options in {
+    variants: dict[str, dict[str, Any]] = {
         "mean": {},
         "sum": {"reduction": "sum"},
         "weight": {"weight": weight, "reduction": "none"},
         "weight sample_weight mean": {"weight": weight, "sample_weight": sample_weight},
         "ignore_index mean": {"ignore_index": 1, "weight": weight},
-    }.items():
+    }
+    for name, options in variants.items():
         yield Case(f"{name} probs", dtype, verbs, {"probs": p["ordinary"], "targets": labels}, options)
         if "ignore" not in name:
             soft = _soft_targets("from probs", probs)["probabilities"]

@@ -94,6 +94,8 @@ class Verdict:
 def judge(got: np.ndarray, exact: Exact, arithmetic: Arithmetic) -> Verdict:
     """Compare every element, the sums of rows, the signs and the equalities of one result."""
     bound = arithmetic.bound(exact.kind)
+    if bound is None:
+        raise LookupError(f"the contract has no bound for {exact.kind} in {arithmetic.column}")
     if got.dtype.name != exact.dtype or not got.dtype.isnative:
         return Verdict(math.inf, bound, failures=[f"dtype {got.dtype}, expected {exact.dtype}"])
     if got.shape != exact.index.shape:
@@ -131,7 +133,8 @@ def _elements(got: np.ndarray, exact: Exact, arithmetic: Arithmetic, bound: floa
     places = np.nonzero(suspects)
     columns = index[places], got[places], error[places], np.where(excess[places], bound, 0.0)
     kinds, codes, counts = distinct(*columns)
-    covers = [_exemption(*entry, exact, arithmetic) for entry in zip(*(a.tolist() for a in kinds), strict=True)]
+    entries = zip(*(a.tolist() for a in kinds), strict=True)
+    covers = [_exemption(code, found, off, most, exact, arithmetic) for code, found, off, most in entries]
     for cover, count in zip(covers, counts.tolist(), strict=True):
         if cover:
             exempted[cover] += count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,8 @@ class Total:
     """What a row of the result adds up to: ``|Σ row − value|`` is measured in ``eps·unit`` or in ``ulp(unit)``."""
 
     kind: str
-    value: object
-    unit: object
+    value: Any
+    unit: Any
 
 
 @dataclass(eq=False)

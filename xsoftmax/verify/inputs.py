@@ -100,9 +100,9 @@ def _zones(rng: np.random.Generator, dtype: str) -> np.ndarray:
     tops = [0.0, 2.0**-20, -(2.0**-20), 0.4, -0.5, -0.51, -1.5, 2.5, -7.49]
     tops += [overflow + d for d in (-16, -4, -2, -1, -0.25, 0, 0.5, 3)]
     tops += [2 * underflow + d for d in (-1, 0, 1)] + [-overflow, -underflow, -2 * underflow, 1.5 * underflow]
-    tops = np.array(tops)[:ROWS]
-    x = tops[:, None] - np.abs(rng.normal(size=SHAPE)) * np.resize([1, 10, 30], ROWS)[:, None]
-    x[np.arange(ROWS), np.arange(ROWS) % CLASSES] = tops
+    maxima = np.array(tops)[:ROWS]
+    x = maxima[:, None] - np.abs(rng.normal(size=SHAPE)) * np.resize([1, 10, 30], ROWS)[:, None]
+    x[np.arange(ROWS), np.arange(ROWS) % CLASSES] = maxima
     return x
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -73,9 +74,9 @@ def working_bits(x: np.ndarray, counts: np.ndarray, transform: Transform = IDENT
 class State:
     """The row's maximum, log Σ e^(z − m), logsumexp, probabilities and −log probabilities of its distinct logits."""
 
-    m: object
-    log_w: object
-    lse: object
+    m: Any
+    log_w: Any
+    lse: Any
     y: list
     nll: list
 

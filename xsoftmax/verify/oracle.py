@@ -94,7 +94,7 @@ def _softmax(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ..
             log_p.add(-INF)
     p.index = log_p.index = rows.join(index)
     lse.index = np.arange(values.shape[0]).reshape(rows.kept_shape if options.get("keepdims") else rows.outer_shape)
-    results = {"softmax": (p,), "log_softmax": (log_p,), "logsumexp": (lse,)}
+    results: dict[str, tuple[Exact, ...]] = {"softmax": (p,), "log_softmax": (log_p,), "logsumexp": (lse,)}
     if options.get("return_sign"):
         # e^x sums are never negative; an empty or all −inf row sums to 0
         sign = Exact("sign", dtype, index=lse.index)
