@@ -208,7 +208,8 @@ def run_with(tmp_path, module, source, code):
     path = tmp_path / module / "__init__.py"
     path.parent.mkdir()
     path.write_text(textwrap.dedent(source))
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport importlib\nb = importlib.import_module('xsoftmax.backends')\n{code}"
+    load = "b = importlib.import_module('xsoftmax.backends')"
+    code = f"import importlib, sys; sys.path.insert(0, {str(tmp_path)!r})\n{load}\n{code}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()

@@ -99,11 +99,11 @@ def on_logits(
     x, b, where = (checks.as_array(a, xp) for a in (x, b, where))
     checks.check_dtype(verb, "x", x)
     device = device_of(x)
-    floats = (floating(x, xp, device),)
+    floats: tuple[Array, ...] = (floating(x, xp, device),)
     if b is not None:
         checks.check_dtype(verb, "b", b)
         checks.check_broadcastable(verb, "b", b, "x", x)
-        floats = _broadcast(*floats, floating(b, xp, device), xp)
+        floats = _broadcast(floats[0], floating(b, xp, device), xp)
     checks.check_where(verb, where, floats[0].shape, "x")
     axes = checks.negative_axes(verb, axis, floats[0].ndim, "x")
     checks.check_out(verb, out, floats[0], {"x": x, "where": where}, xp)

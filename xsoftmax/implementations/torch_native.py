@@ -165,7 +165,7 @@ def _product_rule(operation: str, transposed: Callable[[], _Rule], back: Any, fo
     return rule
 
 
-softmax_product = _product_rule(
+softmax_product: _Rule = _product_rule(
     "softmax_product",
     lambda: softmax_product,
     lambda c, y, v, u: u * (v - c.sum(y * v)) - v * c.sum(y * u),
@@ -177,7 +177,7 @@ log_softmax_vjp = _product_rule(
     lambda c, log_y, v, u: -torch.exp(log_y) * u * c.sum(v),
     lambda c, log_y, v, dlog_y: -torch.exp(log_y) * dlog_y * c.sum(v),
 )
-log_softmax_jvp = _product_rule(
+log_softmax_jvp: _Rule = _product_rule(
     "log_softmax_jvp",
     lambda: log_softmax_vjp,
     lambda c, log_y, v, u: -torch.exp(log_y) * v * c.sum(u),
@@ -343,8 +343,9 @@ class _Row:
 
 def _settled_row(c: _Call, kept: list[Any], u: Array) -> _Row:
     x, targets, *rows = kept
-    settled = [a if c.p.labels and a is targets else _settled(c.p, a, u, rows[0]) for a in (x, targets)]
-    return _Row(c, *settled, Rows(*rows))
+    if not c.p.labels:
+        targets = _settled(c.p, targets, u, rows[0])
+    return _Row(c, _settled(c.p, x, u, rows[0]), targets, Rows(*rows))
 
 
 def _cross_entropy_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
