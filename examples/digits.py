@@ -27,11 +27,16 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.model_selection import RepeatedStratifiedKFold, train_test_split
+from threadpoolctl import threadpool_limits
 
 import xsoftmax as xs
 
 CLASSES = 10
 UNFIT = ("dask", "cubed", "ndonnx", "sparse")  # a graph or a plan for each of 13 200 small steps, or no indexing
+
+
+# Products of 32 rows gain nothing from threads: on a busy machine, 142 s of CPU time with two and 8 s with one.
+one_thread = threadpool_limits.wrap(limits=1)
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,7 @@ def training_steps(backend, images, labels, settings, seed):
 # --- choosing the settings --------------------------------------------------------------------------------------------
 
 
+@one_thread
 def search(console, images, labels, *, grid=GRID, settings=None, splits=5, repeats=2):
     """(validation accuracy, settings) of every combination in the grid, best first; images are for training only."""
     backend = xs.backend("numpy")
@@ -166,6 +172,7 @@ def print_search(console, results, rows=10):
 # --- training and testing ---------------------------------------------------------------------------------------------
 
 
+@one_thread
 def train_and_test(console, backend, train, test, settings, seeds):
     """A network per seed: losses (seed, epoch, [training, test]) and test probabilities (seed, image, class)."""
     xp = backend.xp

@@ -140,9 +140,7 @@ def _logsumexp_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
     return _logsumexp(call, x, where), call.total(_times(_softmax_or_zero(call, x, where), _dz(call, x, dx)))
 
 
-def signed_logsumexp(
-    p: Problem, x: Array, b: Array, where: Array | None, *, xp: Any, run: Any
-) -> tuple[Array, Array]:
+def signed_logsumexp(p: Problem, x: Array, b: Array, where: Array | None, *, xp: Any, run: Any) -> tuple[Array, Array]:
     b = _masked(cast(b, p.compute, xp), where, 0.0)
     value, sign = _signed_logsumexp(_call(p, run), _logits(p, x, where), b, where)
     return cast(value, p.result, xp), cast(sign, p.result, xp)
@@ -281,9 +279,7 @@ def _rows(call: _Call, where: Array | None, weight: Array | None, zetas: Array |
     return Rows(where, weight, None, call.zeta if zetas is None else zetas)
 
 
-def cross_entropy_hvp(
-    p: Problem, x: Array, targets: Array, rows: Rows, v: Array, *, xp: Any, run: Any
-) -> Array:
+def cross_entropy_hvp(p: Problem, x: Array, targets: Array, rows: Rows, v: Array, *, xp: Any, run: Any) -> Array:
     x, targets, v = _present(p, rows, x, targets, v)
     return run("cross_entropy_hvp", p, x, targets, rows, v, xp=xp, after="jax_native")
 
@@ -302,8 +298,8 @@ def _present(p: Problem, rows: Rows, x: Array, targets: Array, *more: Array) -> 
     """Zeros for rows that are absent: 0 times the derivative of whatever they hold would be nan."""
     if rows.scale is None or isinstance(rows.scale, float):
         return x, targets, *more
-    x, *more = (jnp.where(rows.scale == 0.0, 0.0, a) for a in (x, *more))
-    return x, targets if p.labels else jnp.where(rows.scale == 0.0, 0, targets), *more
+    x, *others = (jnp.where(rows.scale == 0.0, 0.0, a) for a in (x, *more))
+    return x, targets if p.labels else jnp.where(rows.scale == 0.0, 0, targets), *others
 
 
 # ---------------------------------------------------------------------------------------------------------------------
