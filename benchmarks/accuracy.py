@@ -1,6 +1,6 @@
 """Plot the error of a confident, right row's loss against its margin: what each library returns for −log softmax(x)_t.
 
-    python benchmarks/accuracy.py            # writes docs/images/accuracy.png
+python benchmarks/accuracy.py            # writes docs/images/accuracy.png
 """
 
 import argparse
@@ -20,8 +20,8 @@ CLASSES, ROWS = 10, 64
 def contenders():
     """Name → loss of each row, for logits whose target is class 0."""
     found = {
-        "NumPy, x − max": lambda x: -(
-            x[:, 0] - x.max(-1) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, dtype=x.dtype))
+        "NumPy, x − max": lambda x: (
+            -(x[:, 0] - x.max(-1) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, dtype=x.dtype)))
         ),
         "SciPy log_softmax": lambda x: -scipy.special.log_softmax(x, axis=-1)[:, 0],
         "SciPy logsumexp(x) − x_t": lambda x: scipy.special.logsumexp(x, axis=-1) - x[:, 0],
