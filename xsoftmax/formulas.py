@@ -153,10 +153,11 @@ def softmax(x: Array, axes: Axes, *, xp: Any) -> Array:
 def softmax_product(y: Array, v: Array, axes: Axes, *, xp: Any) -> Array:
     """Σ_j y_i (δ_ij − y_j) v_j = y_i (v_i − Σ_j y_j v_j); the Jacobian is symmetric, so this is vjp and jvp in one.
 
-    v is taken relative to the class that has more than half of y, whose own entry would otherwise cancel.
+    v is taken relative to the class that has more than half of y, whose own entry would otherwise cancel; this needs
+    Σ y = 1, but for rounding.
     """
     pivot = total(xp.where(_majority(y, axes, xp=xp), v, xp.zeros_like(v)), axes, xp=xp)
-    v = v - pivot
+    v = v - xp.where(_sums_to_one(total(y, axes, xp=xp), xp=xp), pivot, xp.zeros_like(pivot))
     return y * (v - total(y * v, axes, xp=xp))
 
 
@@ -173,7 +174,11 @@ def complement(y: Array, axes: Axes, *, xp: Any) -> Array:
     """1 − y_i; for the class that has more than half, the sum of the others, which does not cancel."""
     majority = _majority(y, axes, xp=xp)
     others = total(xp.where(majority, xp.zeros_like(y), y), axes, xp=xp)
-    return xp.where(majority, others, 1.0 - y)
+    return xp.where(majority & _sums_to_one(others + y, xp=xp), others, 1.0 - y)
+
+
+def _sums_to_one(total_y: Array, *, xp: Any) -> Array:
+    return xp.abs(total_y - 1.0) < 1.0 / 64.0  # half precision rounds many small probabilities
 
 
 def _majority(y: Array, axes: Axes, *, xp: Any) -> Array:

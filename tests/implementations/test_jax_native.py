@@ -136,8 +136,9 @@ VERBS = {
     "logsumexp": (partial(xs.logsumexp, where=MASK), lambda x: jax.nn.logsumexp(x, axis=-1, where=MASK), (X,)),
     "logsumexp, b": (
         lambda x, b: xs.logsumexp(x, b=b, return_sign=True),
-        lambda x, b: jax.scipy.special.logsumexp(x, b=b, axis=-1, return_sign=True),
-        (X, B),
+        # b = 0 hides x, and with it ∂²/∂x∂b, which the definition has
+        lambda x, b: (jnp.log(jnp.abs((b * jnp.exp(x)).sum(axis=-1))), jnp.sign((b * jnp.exp(x)).sum(axis=-1))),
+        (X, np.where(B == 0.0, 0.3, B)),
     ),
     "softmax_jacobian": (
         lambda x: xs.softmax_jacobian(jax.nn.softmax(x)),
@@ -149,8 +150,17 @@ VERBS = {
         lambda y: y[..., None] * jnp.eye(4) - y[..., None] * y[..., None, :],
         (Q,),
     ),
-    "softmax_vjp": (xs.softmax_vjp, softmax_product, (Q, V)),
-    "softmax_jvp, where": (partial(xs.softmax_jvp, where=MASK), masked(softmax_product, MASK), (Q_MASKED, V)),
+    # along the simplex: the products take Σ y = 1 for granted
+    "softmax_vjp": (
+        lambda x, v: xs.softmax_vjp(jax.nn.softmax(x), v),
+        lambda x, v: softmax_product(jax.nn.softmax(x), v),
+        (X, V),
+    ),
+    "softmax_jvp, where": (
+        lambda x, v: xs.softmax_jvp(jax.nn.softmax(x, where=MASK), v, where=MASK),
+        lambda x, v: masked(softmax_product, MASK)(jax.nn.softmax(x, where=MASK), v),
+        (X, V),
+    ),
     "log_softmax_vjp": (xs.log_softmax_vjp, log_softmax_vjp, (np.log(Q), V)),
     "log_softmax_jvp": (xs.log_softmax_jvp, log_softmax_jvp, (np.log(Q), V)),
     "cross_entropy, labels": (
