@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: E402
 import xsoftmax as xs  # noqa: E402
 from xsoftmax import choose  # noqa: E402
 from xsoftmax.implementations import torch_native  # noqa: E402
+from xsoftmax.problem import Rows  # noqa: E402
 
 pytestmark = [
     pytest.mark.backend("torch"),
@@ -698,6 +699,24 @@ def test_derivatives_keep_the_choice():
         torch.autograd.grad(dx.square().sum(), x)
     assert calls[:2] == [("softmax", "torch_native"), ("softmax_product", "torch_native")]
     assert {operation for operation, _ in calls} == {"softmax", "softmax_product"}
+
+
+def test_batches_reach_the_arithmetic_in_full_shape():
+    """Kernels read shapes and strides; broadcasting is for the formulas alone."""
+    shapes = []
+
+    def run(operation, problem, *arrays, xp, after=None):
+        shapes.append([tuple(a.shape) for a in torch.utils._pytree.tree_leaves(arrays) if isinstance(a, torch.Tensor)])
+        return choose._run(None, operation, problem, *arrays, xp=xp, after=after)
+
+    _, problem, _ = choose.recorded(xs.softmax_vjp, X, X)
+    vmap(lambda v: torch_native.softmax_product(problem, PROBS, v, None, xp=xp, run=run))(normal(4, 2, 3))
+    assert shapes == [[(4, 2, 3), (4, 2, 3)]]
+    _, problem, _ = choose.recorded(xs.cross_entropy, X, LABELS)
+    rows = Rows(MASK[0])
+    shapes.clear()
+    vmap(lambda x: torch_native.cross_entropy(problem, x, LABELS, rows, xp=xp, run=run)[0])(normal(4, 2, 3))
+    assert shapes == [[(4, 2, 3), (4, 2), (3,)]]
 
 
 def test_nothing_of_the_size_of_a_jacobian():

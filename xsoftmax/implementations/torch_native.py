@@ -231,9 +231,11 @@ def _logsumexp_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Array | None:
 logsumexp = _Rule("logsumexp", _logsumexp_vjp, _logsumexp_jvp)
 
 
-def _signed_gradient(c: _Call, x: Array, b: Array, where: Array | None) -> tuple[Array, Array]:
+def _signed_gradient(c: _Call, x: Array, b: Array, where: Array | None, u: Array | None = None) -> tuple[Array, Array]:
     """∂ log |Σ b exp(x)| / ∂x_i = b_i r_i and / ∂b_i = r_i, r_i = exp(x_i) / Σ b exp(x). A class at −∞ has none."""
     value, sign = c(signed_logsumexp, x, b, where, result=c.p.compute)
+    if u is not None:
+        x, value, sign = _settled(c.p, x, u, where), _settled(c.p, value, u), _settled(c.p, sign, u)
     x, b = c.wide(x, where), c.wide(b, where)
     hidden = (x == -torch.inf) | ((b == 0.0) & ~torch.isfinite(x))
     r = sign * torch.exp(torch.where(hidden, torch.zeros_like(x), x) - value)
@@ -245,7 +247,7 @@ def _signed_logsumexp_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arra
     (x, b, where), (u, _) = kept, cotangents
     if u is None:
         return None, None, None
-    dx, db = _signed_gradient(c, _settled(c.p, x, u, where), b, where)
+    dx, db = _signed_gradient(c, x, b, where, u)
     return c.narrow(c.wide(u) * dx), c.narrow(c.wide(u) * db), None
 
 
