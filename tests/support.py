@@ -7,6 +7,11 @@ def widest(xb):
     return "float64" if xb.float64 else "float32"
 
 
+def default_float(xb):
+    device = {} if xb.name == "mlx" else {"device": xb.device}
+    return xb.xp.zeros(1, **device).dtype
+
+
 def put(xb, a):
     """Floats in the backend's widest dtype, anything else as it is."""
     a = np.asarray(a)

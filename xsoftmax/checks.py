@@ -10,7 +10,7 @@ from typing import Any
 
 import array_api_compat
 
-from .arrays import FLOATING, INTEGER, device_of, dtype_name, library_of
+from .arrays import FLOATING, INTEGER, class_indices, device_of, dtype_name, library_of
 
 Array = Any
 Axis = int | Sequence[int] | None
@@ -155,8 +155,12 @@ def check_labels(verb: str, labels: Array, classes: int, bad: Array, xp: Any) ->
     """`bad` marks the labels out of range; their library can look at values."""
     if not bool(xp.any(bad)):
         return
-    flat = int(xp.argmax(xp.astype(xp.reshape(bad, (-1,)), xp.int8)))
-    label = int(xp.reshape(labels, (-1,))[flat])
+    # argmax would do, but array-api-strict cannot return its int64 on a device without one.
+    flags = xp.reshape(bad, (-1,))
+    places = class_indices(flags.shape[0], -1, xp, device_of(bad))
+    flat = int(xp.min(xp.where(flags, places, xp.full_like(places, flags.shape[0]))))
+    first = xp.reshape(labels, (-1,))[flat]
+    label = int(first.item() if hasattr(first, "item") else first)  # int() of a uint64 overflows in PyTorch
     position: list[int] = []
     for n in reversed(labels.shape):
         flat, index = divmod(flat, n)

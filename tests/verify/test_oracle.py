@@ -109,6 +109,10 @@ def test_hand_computed_losses():
     gradient = one("cross_entropy_grad", arrays, **weights, z_loss=2.0)[0, 1]
     close(gradient, 1 / mp80.mpf(17) + 2 * ln2 / mp80.mpf("3.5"))
     # PyTorch: (1 − ε)·w_t·nll_t + ε/C·Σ w_c·nll_c over Σ w_t
+    # ε/K goes to each of K classes, however many of them are alike
+    alike = {"logits": np.zeros((1, 4)), "targets": np.array([1])}
+    gradient = one("cross_entropy_grad", alike, label_smoothing=0.5)[0]
+    close(gradient, [mp80.mpf(1) / 8, mp80.mpf(-3) / 8, mp80.mpf(1) / 8, mp80.mpf(1) / 8])
     smoothed = one("cross_entropy", arrays, weight=weight, label_smoothing=0.5)
     close(smoothed, (mp80.mpf("0.5") * 7 + mp80.mpf("0.25") * 4 * 3) * ln2 / 7)
 
@@ -228,6 +232,13 @@ def test_products_are_those_of_the_jacobian():
     centred = np.eye(3) - y
     assert np.allclose(one("log_softmax_vjp", {"log_y": log_y, "v": v}).astype(float), v @ centred)
     assert np.allclose(one("log_softmax_jvp", {"log_y": log_y, "v": v}).astype(float), centred @ v)
+
+
+def test_products_off_the_simplex_may_miss_by_what_the_probabilities_do():
+    """y_i·|v_p|·|1 − Σ y|, p the largest y."""
+    (exact,) = expected(("softmax_vjp",), {"y": np.array([0.5, 0.25]), "v": np.array([-3.0, 8.0])}, {})["softmax_vjp"]
+    assert [float(s["off the simplex"]) for s in exact.slack] == [0.25 * 3 * 0.25, 0.5 * 3 * 0.25]
+    assert [float(exact.values[k]) for k in exact.index] == [0.5 * (-3 - 0.5), 0.25 * (8 - 0.5)]
 
 
 def test_units():

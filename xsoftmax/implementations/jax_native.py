@@ -61,29 +61,27 @@ def _softmax_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
     """dy = y (dz − Σ y dz)"""
     (x, where), (dx, _) = primals, tangents
     y = _softmax(call, x, where)
-    return y, _softmax_product(call, y, _dz(call, x, dx), where)
+    return y, call.behind("softmax_product", y, _dz(call, x, dx), where)
 
 
 def softmax_product(p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+    """y (v − Σ y v) = y (v − c − Σ y (v − c)) + c y (1 − Σ y), where c is v at a class with more than half of y"""
+    call = _call(p, run)
     y, v = (_masked(cast(a, p.compute, xp), where, 0.0) for a in (y, v))
-    return cast(_softmax_product(_call(p, run), y, v, where), p.result, xp)
+    c = call.total(xp.where(y > 0.5, v, 0.0))
+    product = call.behind("softmax_product", y, v, where) + c * y * _one_minus(call.total(y))
+    return cast(product, p.result, xp)
 
 
-@_ruled
-def _softmax_product(call: _Call, y: Array, v: Array, where: Array | None) -> Array:
-    return call.behind("softmax_product", y, v, where)
+@jax.custom_jvp
+def _one_minus(one: Array) -> Array:
+    """0 for a sum that is 1 but for rounding; its derivative is not."""
+    return jnp.zeros_like(one)
 
 
-@partial(_softmax_product.defjvp, symbolic_zeros=True)
-def _softmax_product_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
-    """y (dv − Σ y dv) + dy (v − Σ y v) − y Σ dy v, also for a y that does not sum to 1"""
-    (y, v, where), (dy, dv, _) = primals, tangents
-    d = []
-    if _varies(dv):
-        d.append(_softmax_product(call, y, dv, where))
-    if _varies(dy):
-        d.append(dy * (v - call.total(y * v)) - y * call.total(dy * v))
-    return _softmax_product(call, y, v, where), sum(d)
+@_one_minus.defjvp
+def _one_minus_jvp(primals: Any, tangents: Any) -> Any:
+    return _one_minus(*primals), -tangents[0]
 
 
 def softmax_jacobian(p: Problem, y: Array, *, xp: Any, run: Any) -> Array:

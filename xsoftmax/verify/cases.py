@@ -372,6 +372,8 @@ def _probabilities(dtype: str) -> Iterator[Case]:
         yield Case(f"{name} entropy", dtype, ("entropy",), {"p": probs})
         yield Case(f"{name} divergence", dtype, ("kl_divergence",), {"p": probs, "q": p["ordinary"][::-1].copy()})
         yield Case(f"{name} divergence to it", dtype, ("kl_divergence",), {"p": p["ordinary"], "q": probs})
+    ratios = (p["ordinary"].astype(np.float64) * np.linspace(0.45, 1.6, ROWS)[:, None]).astype(corners.dtype)
+    yield Case("close divergence", dtype, ("kl_divergence",), {"p": ratios, "q": p["ordinary"]})
     probs, labels = p["mixed"], _targets("from probs", p["mixed"])
     kept = _targets("mixed", block("mixed", dtype))
     variants: dict[str, dict[str, Any]] = {

@@ -209,7 +209,8 @@ def _softmax_product(verb, y, v, counts) -> list[tuple]:
     mean = MP.fsum(n * a * b for n, a, b in zip(counts, y, v, strict=True))
     mean_abs = MP.fsum(n * a * abs(b) for n, a, b in zip(counts, y, v, strict=True))
     off = abs(1 - MP.fsum(n * a for n, a in zip(counts, y, strict=True)))
-    at_top = max((abs(b) for a, b in zip(y, v, strict=True) if a == max(y)), default=ZERO)
+    largest = max(y, default=ZERO)
+    at_top = max((abs(b) for a, b in zip(y, v, strict=True) if a == largest), default=ZERO)
     return [
         (a * (b - mean), a * (abs(b) + mean_abs), {"off the simplex": a * at_top * off})
         for a, b in zip(y, v, strict=True)
