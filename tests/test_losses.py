@@ -454,6 +454,10 @@ def test_label_out_of_range(xb, case):
     value, dtype = BAD_LABELS[case]
     labels = np.abs(LABELS).astype(dtype)
     labels[2] = value
+    try:
+        xb.asarray(labels)
+    except OverflowError as error:
+        pytest.skip(str(error))
     if xb.checks_labels:
         with pytest.raises(ValueError, match="targets has label"):
             call("cross_entropy", xb, X, labels)

@@ -544,6 +544,9 @@ def test_rows_all_at_minus_infinity():
     x = torch.full((2, 3), -INF, dtype=torch.float64)
     assert grad(lambda x: xs.logsumexp(x).exp().sum())(x).tolist() == [[0.0] * 3] * 2
     assert jvp(xs.logsumexp, (x,), (torch.ones_like(x),))[1].tolist() == [0.0, 0.0]
+    factored = lambda x: xs.logsumexp(x, b=PATTERN[:2]).exp().sum()  # noqa: E731
+    assert (grad(factored)(x) == 0.0).all()
+    assert (hessian(factored)(x) == 0.0).all()
     assert torch.isnan(grad(lambda x: xs.softmax(x).sum())(x)).all()
 
 
@@ -553,6 +556,7 @@ def test_rows_with_nothing_kept(axis):
     for f in (lambda x: xs.softmax(x, where=none, axis=axis), lambda x: xs.logsumexp(x, where=none, axis=axis).exp(),
               lambda x: xs.logsumexp(x, b=PATTERN, where=none, axis=axis).exp()):  # fmt: skip
         assert (grad(lambda x, f=f: f(x).sum())(BAD) == 0.0).all()
+        assert (hessian(lambda x, f=f: f(x).sum())(BAD) == 0.0).all()
         assert (jvp(f, (BAD,), (PATTERN,))[1] == 0.0).all()
 
 

@@ -236,10 +236,9 @@ def _signed_gradient(c: _Call, x: Array, b: Array, where: Array | None, u: Array
     value, sign = c(signed_logsumexp, x, b, where, result=c.p.compute)
     if u is not None:
         x, value, sign = _settled(c.p, x, u, where), _settled(c.p, value, u), _settled(c.p, sign, u)
-    x, b = c.wide(x, where), c.wide(b, where)
+    x, b = _masked(c.wide(x), where, -torch.inf), c.wide(b, where)
     hidden = (x == -torch.inf) | ((b == 0.0) & ~torch.isfinite(x))
-    r = sign * torch.exp(torch.where(hidden, torch.zeros_like(x), x) - value)
-    r = torch.where(hidden, torch.zeros_like(r), _masked(r, where))
+    r = sign * torch.exp(torch.where(hidden, torch.full_like(x, -torch.inf), x - value))
     return b * r, r
 
 
