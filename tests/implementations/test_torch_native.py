@@ -391,6 +391,16 @@ def test_normalisers_mean_what_pytorch_means(name, dtype, axis):
     assert_close(dx.double(), torch.autograd.grad(expected, theirs, u.double())[0], rtol)
 
 
+@pytest.mark.parametrize("with_b", [False, True])
+def test_derivatives_of_float32_are_rounded_once(with_b):
+    x, u, v = (normal(64, 5, seed=seed).float() for seed in range(3))
+    narrow = partial(xs.logsumexp, b=v if with_b else None)
+    wide = partial(xs.logsumexp, b=v.double() if with_b else None)
+    (dx,) = vjp(narrow, x)[1](u[:, 0])
+    assert torch.equal(dx, vjp(wide, x.double())[1](u[:, 0].double())[0].float())
+    assert torch.equal(jvp(narrow, (x,), (v,))[1], jvp(wide, (x.double(),), (v.double(),))[1].float())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_narrow_dtypes_through_every_rule(dtype):
     def f(x, q, w, s, v):
@@ -457,7 +467,12 @@ def assert_dead(f, x):
 
 
 PATTERN = torch.arange(1.0, 13.0, dtype=torch.float64).reshape(4, 3)
+SPOILT = torch.where(GOOD[:, None], PATTERN, NAN)
 DEAD = {
+    "softmax product": lambda y: (good_rows(xs.softmax_vjp(y.clamp(min=-2.0) / 4.0, SPOILT)) ** 2).sum(),
+    "log_softmax products": lambda log_y: (
+        good_rows(xs.log_softmax_vjp(log_y, SPOILT) + xs.log_softmax_jvp(log_y, SPOILT)) ** 2
+    ).sum(),
     "softmax": lambda x: (good_rows(xs.softmax(x)) ** 2).sum(),
     "softmax, temperature": lambda x: (good_rows(xs.softmax(x, temperature=2.0)) ** 2).sum(),
     "log_softmax": lambda x: (good_rows(xs.log_softmax(x))[:, 1:] ** 2).sum(),
@@ -492,6 +507,20 @@ def test_rows_that_no_cotangent_reaches_eagerly(f):
     assert (gradient[:-1] == 0.0).all()
     assert (second[:-1] == 0.0).all()
     assert_close(gradient, grad(f)(BAD))
+
+
+@pytest.mark.parametrize("f", DEAD.values(), ids=DEAD)
+def test_rows_that_no_tangent_leaves(f):
+    assert_close(jvp(f, (BAD,), (PATTERN,))[1], (grad(f)(BAD) * PATTERN).sum())
+
+
+def test_row_scale_of_a_single_number():
+    """A mean of class-weighted labels has one scale for all rows."""
+    weight = uniform(2)
+    f = lambda x: xs.cross_entropy_hvp(x, torch.tensor([1, 0, 1]), X, axis=0, weight=weight)  # noqa: E731
+    check_both_orders(f, X)
+    spoilt = torch.tensor([[0.0, NAN, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    assert torch.isnan(f(X + spoilt)).all(0).tolist() == [False, True, False]
 
 
 def test_absent_rows_and_the_derivatives_of_weights_and_targets():
@@ -535,7 +564,11 @@ def test_target_at_minus_infinity():
     (gradient,) = torch.autograd.grad(loss, x)
     assert loss.item() == INF
     assert gradient.tolist() == [[-1.0, 0.5, 0.5]]
-    q = leaf(torch.tensor([[0.0, 0.25, 0.75]], dtype=torch.float64))
+    zero = torch.zeros(1, 3, dtype=torch.float64)
+    q = torch.tensor([[0.0, 0.25, 0.75]], dtype=torch.float64)
+    _, tangent = jvp(lambda q: xs.cross_entropy(x.detach(), q), (q,), (zero + torch.tensor([0.0, 1.0, 1.0]),))
+    assert_close(tangent, torch.log(torch.tensor(4.0, dtype=torch.float64)))
+    q = leaf(q)
     (dq,) = torch.autograd.grad(xs.cross_entropy(x.detach(), q, weight=torch.tensor([0.0, 1.0, 1.0])), q)
     assert_close(dq, torch.log(torch.tensor([[1.0, 2.0, 2.0]], dtype=torch.float64)))
 

@@ -267,7 +267,6 @@ signed_logsumexp = _Rule("signed_logsumexp", _signed_logsumexp_vjp, _signed_logs
 def cross_entropy(
     p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any
 ) -> tuple[Array | None, Array | None]:
-    rows = rows if "grad" in p.wants else rows._replace(scale=None)
     given = dict(zip(p.wants, _CROSS_ENTROPY(p, x, targets, *rows, xp=xp, run=run), strict=True))
     return given.get("loss"), given.get("grad")
 
@@ -328,7 +327,7 @@ class _Row:
         """Cotangents of targets and weight from u · dt."""
         per_target, per_weight = self.target_factors()
         return (
-            _masked(_times(u * per_target, dt), self.rows.where) if self.c.needs[1] else None,
+            _times(u * per_target, dt) if self.c.needs[1] else None,
             _times(u * per_weight, dt).sum_to_size(self.rows.weight.shape) if self.c.needs[3] else None,
         )
 
@@ -378,7 +377,7 @@ def _gradient_back(c: _Call, kept: list[Any], u: Array) -> Arrays:
     if c.needs[1] or c.needs[3]:
         dtargets, dweight = row.back_from_t(1.0, -row.of_z(log_softmax_jvp, row.times_slope(scaled)))
     if c.needs[4]:
-        dscale = c.sum(_times(u, row.gradient(None, c.p.compute))).sum_to_size(scale.shape)
+        dscale = c.sum(u * row.gradient(None, c.p.compute)).sum_to_size(scale.shape)
     if c.needs[5]:
         y_v = c.sum(row.of_z(softmax) * row.times_slope(scaled))
         dzeta = (2.0 * row.of_z(logsumexp) * y_v).sum_to_size(row.rows.zeta.shape)
@@ -417,7 +416,7 @@ def _gradient_forth(row: _Row, tangents: Arrays) -> Array | None:
         total = _times(scale, total)
     if dscale is not None:
         total = _total(total, _times(dscale, row.gradient(None, c.p.compute)))
-    return None if total is None else c.narrow(total, row.rows.where)
+    return None if total is None else c.narrow(total)
 
 
 _FORTH = {"loss": _loss_forth, "grad": _gradient_forth}
