@@ -8,6 +8,7 @@ import pytest
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
+from jax.test_util import check_grads  # noqa: E402
 
 import xsoftmax as xs  # noqa: E402
 
@@ -15,22 +16,28 @@ pytestmark = pytest.mark.backend("jax")
 
 INF, NAN = float("inf"), float("nan")
 
-# XLA compiles every test's functions and runs each once
-jax.config.update("jax_disable_most_optimizations", True)
+
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """Every test compiles functions of its own and runs them once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
 def x64():
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
+    yield from with_x64(True)
 
 
-@pytest.fixture
-def x32():
+@pytest.fixture(params=[False, True], ids=["x32", "x64"])
+def either(request):
+    yield from with_x64(request.param)
+
+
+def with_x64(enabled):
     before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_enable_x64", enabled)
     yield
     jax.config.update("jax_enable_x64", before)
 
@@ -39,7 +46,7 @@ def x32():
 # plain definitions, differentiated by JAX. Everything has the shape (3, 4), since JAX compiles shape by shape.
 
 RNG = np.random.default_rng(5)
-X, V, U = RNG.normal(size=(3, 3, 4))
+X, V = RNG.normal(size=(2, 3, 4))
 Q, P = (np.exp(a) / np.exp(a).sum(axis=-1, keepdims=True) for a in RNG.normal(size=(2, 3, 4)))
 B = np.array([[0.5, -1.0, 2.0, 1.0], [-3.0, 0.0, 1.0, 0.5], [1.0, 1.0, 1.0, 1.0]])
 MASK = np.array([[1, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]], dtype=bool)
@@ -140,9 +147,8 @@ VERBS = {
     "logsumexp": (partial(xs.logsumexp, where=MASK), lambda x: jax.nn.logsumexp(x, axis=-1, where=MASK), (X,)),
     "logsumexp, b": (
         lambda x, b: xs.logsumexp(x, b=b, return_sign=True),
-        # b = 0 hides x, and with it ∂²/∂x∂b, which the definition has
-        lambda x, b: (jnp.log(jnp.abs((b * jnp.exp(x)).sum(axis=-1))), jnp.sign((b * jnp.exp(x)).sum(axis=-1))),
-        (X, np.where(B == 0.0, 0.3, B)),
+        lambda x, b: (jnp.log(abs(s := (b * jnp.exp(x)).sum(axis=-1))), jnp.sign(s)),
+        (X, B),
     ),
     "softmax_jacobian": (
         lambda x: xs.softmax_jacobian(jax.nn.softmax(x)),
@@ -211,7 +217,7 @@ VERBS = {
 
 
 def derivatives(f, args):
-    """Value, and derivatives of the first three orders in forward and reverse mode."""
+    """Functions for the value and for derivatives to the third order, along fixed random directions."""
     rng = np.random.default_rng(1)
     tangents = tuple(jnp.asarray(rng.normal(size=a.shape)) for a in args)
     factors = [jnp.asarray(rng.normal(size=leaf.shape)) for leaf in jax.tree.leaves(jax.eval_shape(f, *args))]
@@ -237,7 +243,11 @@ def derivatives(f, args):
         "third, forward": forward(forward(forward(f))),
         "third, reverse": gradient(reverse(reverse(s))),
     }
-    return {name: jax.jit(derivative)(*args) for name, derivative in orders.items()}
+    return {name: jax.jit(derivative) for name, derivative in orders.items()}
+
+
+def at(functions, *args):
+    return {name: function(*args) for name, function in functions.items()}
 
 
 def assert_same(found, expected, tolerance=1e-12):
@@ -249,4 +259,306 @@ def assert_same(found, expected, tolerance=1e-12):
 def test_derivatives_are_those_of_the_definition(verb, x64):
     f, plain, args = VERBS[verb]
     args = tuple(map(jnp.asarray, args))
-    assert_same(derivatives(f, args), derivatives(plain, args))
+    assert_same(at(derivatives(f, args), *args), at(derivatives(plain, args), *args))
+
+
+@pytest.mark.parametrize(
+    "f, args",
+    [
+        (partial(xs.softmax, temperature=1.5), (X,)),
+        (lambda x, b: xs.logsumexp(x, b=b), (X, abs(B))),
+        (lambda x: xs.cross_entropy(jnp.asarray(x), LABELS, **SMOOTH), (X,)),
+    ],
+    ids=["softmax", "logsumexp, b", "cross_entropy"],
+)
+def test_derivatives_are_those_of_finite_differences(f, args, x64):
+    # differences of the second order are good to about 1e-5
+    check_grads(f, args, order=2, modes=("fwd", "rev"), rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# rows that are not ordinary
+
+EMPTY = jnp.array([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 1, 0]], dtype=bool)
+HIDDEN = jnp.array([[1, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]], dtype=bool)
+
+
+def masked_verbs(where, x):
+    """Verbs on logits; what is −∞ or nan in their value whatever x holds is left out."""
+    q = jnp.where(where, Q, 0.0)
+    log_y = xs.log_softmax(x, where=where)
+    return (
+        xs.softmax(x, where=where),
+        jnp.where(where, log_y, 0.0),
+        jnp.where(where.any(axis=-1), xs.logsumexp(x, where=where), 0.0),
+        xs.softmax_jvp(xs.softmax(x, where=where), x, where=where),
+        xs.cross_entropy_grad(x, q, where=where, **SMOOTH),
+        xs.cross_entropy_hvp(x, q, x, where=where, **SMOOTH),
+    )
+
+
+def test_masked_entries_have_no_part_in_any_derivative(x64):
+    x = jnp.asarray(X)
+    functions = derivatives(partial(masked_verbs, EMPTY), (x,))
+    held = jnp.where(EMPTY, x, jnp.asarray([[INF, NAN, -INF, 1e300]] * 3))
+    clean, dirty = at(functions, x), at(functions, held)
+    assert_same(dirty, clean, tolerance=0.0)
+    for leaf in jax.tree.leaves(clean):
+        assert np.isfinite(leaf).all()
+    for name in ("reverse", "forward over reverse", "third, reverse"):
+        np.testing.assert_array_equal(jnp.where(EMPTY, 0.0, clean[name][0]), np.zeros((3, 4)))
+
+
+def unmasked_verbs(where, x, q):
+    options = {} if where is None else {"where": where}
+    return (
+        xs.softmax(x, **options),
+        xs.logsumexp(x, **options),
+        xs.cross_entropy(x, q, softcap=3.0, z_loss=0.1, reduction="none", **options),
+        xs.cross_entropy_grad(x, q, softcap=3.0, **options),
+    )
+
+
+def test_classes_at_minus_infinity_are_as_if_masked(x64):
+    x, q = jnp.asarray(X), jnp.where(HIDDEN, Q, 0.0)
+    masked = at(derivatives(partial(unmasked_verbs, HIDDEN), (x, q)), x, q)
+    infinite = at(derivatives(partial(unmasked_verbs, None), (x, q)), jnp.where(HIDDEN, x, -INF), q)
+    # a target at −∞ costs y Σ t of its row's gradient all the same
+    assert_same(infinite["value"], masked["value"])
+    assert_same(*(jnp.where(HIDDEN, d["reverse"][0], 0.0) for d in (infinite, masked)))
+    for name, leaf in jax.tree_util.tree_leaves_with_path(infinite):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(name)
+
+
+def test_logsumexp_of_a_row_at_minus_infinity_has_derivatives_zero(x64):
+    x = jnp.asarray(X).at[1].set(-INF)
+    b = jnp.asarray(B)
+    for f in (xs.logsumexp, lambda x: xs.logsumexp(x, b=b, return_sign=True)[0]):
+        functions = derivatives(lambda x, f=f: jnp.where(jnp.isinf(value := f(x)), 0.0, value), (x,))
+        ordinary, infinite = at(functions, jnp.asarray(X)), at(functions, x)
+        for name in ("reverse", "forward over reverse", "third, reverse"):
+            np.testing.assert_array_equal(infinite[name][0][1], np.zeros(4))
+            assert_same(infinite[name][0][::2], ordinary[name][0][::2])
+        assert np.isfinite(infinite["third, forward"]).all()
+
+
+def losses(x, q, sample_weight):
+    options = {**UNCAPPED, "sample_weight": sample_weight}
+    grad, diag = xs.cross_entropy_grad_and_hessian_diag(x, q, **options)
+    probs = xs.cross_entropy_from_probs(abs(x), q, sample_weight=sample_weight)
+    return xs.cross_entropy(x, q, **options), grad, diag, xs.cross_entropy_hvp(x, q, x, **options), probs
+
+
+def test_absent_rows_have_no_part_in_any_derivative(x64):
+    x, q, present = jnp.asarray(X), jnp.asarray(Q), jnp.array([1.0, 0.0, 2.0])
+    functions = derivatives(losses, (x, q, present))
+    clean = at(functions, x, q, present)
+    for held in (NAN, INF, -INF):
+        assert_same(at(functions, x.at[1].set(held), q.at[1].set(NAN), present), clean, tolerance=0.0)
+    for leaf in jax.tree.leaves(clean):
+        assert np.isfinite(leaf).all()
+
+
+def test_ignored_rows_have_gradient_zero_whatever_they_hold(either):
+    x = jnp.asarray(X, dtype=jnp.float32)
+    loss = jax.jit(jax.value_and_grad(partial(xs.cross_entropy, ignore_index=-100)))
+    value, grad = loss(x.at[0].set(NAN), LABELS.at[0].set(-100))
+    rows, expected = jax.value_and_grad(lambda x: xs.cross_entropy(x, LABELS, reduction="none")[1:].mean())(x)
+    np.testing.assert_allclose(value, rows, rtol=1e-6)
+    np.testing.assert_allclose(grad, expected, rtol=1e-6)
+    np.testing.assert_array_equal(grad[0], np.zeros(4))
+    value, grad = loss(x, jnp.full(3, -100))
+    assert np.isnan(value)
+    np.testing.assert_array_equal(grad, np.zeros((3, 4)))
+
+
+BAD = {"nan": ([NAN, 0.0, 1.0, 2.0], 0), "label": ([3.0, 0.0, 1.0, 2.0], 4), "negative label": ([0.0] * 4, -1)}
+
+
+@pytest.mark.parametrize("row, label", BAD.values(), ids=BAD)
+def test_a_nan_row_is_nan_alone_and_zero_where_unused(row, label, either):
+    x, labels = (
+        jnp.asarray(X, dtype=jnp.float32).at[1].set(jnp.asarray(row, dtype=jnp.float32)),
+        LABELS.at[1].set(label),
+    )
+
+    @jax.jit
+    def grad(kept):
+        def loss(x):
+            rows = xs.cross_entropy(x, labels, reduction="none")
+            return jnp.sum(jnp.where(kept, rows, 0.0)), rows
+
+        return jax.grad(loss, has_aux=True)(x)
+
+    every, rows = grad(jnp.array([True, True, True]))
+    some, _ = grad(jnp.array([True, False, True]))
+    np.testing.assert_array_equal(np.isnan(rows), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(every).all(axis=-1), [False, True, False])
+    np.testing.assert_array_equal(some[1], np.zeros(4))
+    np.testing.assert_array_equal(some[::2], every[::2])
+    assert np.isfinite(some).all()
+
+
+def test_a_target_of_zero_at_minus_infinity_has_derivative_zero(x64):
+    x = jnp.asarray(X).at[0, 1].set(-INF)
+    q = jnp.asarray(Q).at[0, 1].set(0.0)
+    grad = jax.grad(lambda q: xs.cross_entropy(x, q, reduction="sum"))(q)
+    np.testing.assert_allclose(grad, jnp.where(jnp.isinf(x), 0.0, -xs.log_softmax(x)), rtol=1e-15)
+    by_weight = jax.grad(lambda w: xs.cross_entropy(x, LABELS, weight=w, reduction="sum"))(jnp.ones(4))
+    assert np.isfinite(by_weight).all()
+
+
+def test_the_derivative_by_a_factor_of_zero_is_not_zero(x64):
+    grad = jax.grad(lambda b: xs.logsumexp(jnp.zeros(3), b=b))(jnp.array([2.0, 0.0, 1.0]))
+    np.testing.assert_allclose(grad, np.full(3, 1 / 3), rtol=1e-15)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# accuracy, dtypes, other libraries
+
+
+@pytest.mark.parametrize(
+    "hessian",
+    [
+        lambda f: jax.jacfwd(jax.jacrev(f)),
+        lambda f: jax.jacrev(jax.jacfwd(f)),
+        lambda f: jax.jacrev(jax.jacrev(f)),
+        lambda f: jax.jacfwd(jax.jacfwd(f)),
+    ],
+    ids=["forward over reverse", "reverse over forward", "reverse over reverse", "forward over forward"],
+)
+def test_hessians_of_confident_rows_keep_their_digits(hessian, x64):
+    # y = (1, e⁻⁴⁰, e⁻⁴¹, e⁻⁸⁰) / s: 1 − y of the first is the sum of the others
+    x = jnp.array([0.0, -40.0, -41.0, -80.0])
+    y = np.exp(np.asarray(x)) / np.exp(np.asarray(x)).sum()
+    expected = -np.outer(y, y)
+    np.fill_diagonal(expected, [y[i] * np.delete(y, i).sum() for i in range(4)])
+    for f in (xs.logsumexp, lambda x: xs.cross_entropy(x[None], jnp.array([0]))):
+        # exp is good to a few ulps of 2⁻⁵³
+        np.testing.assert_allclose(jax.jit(hessian(f))(x), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_derivatives_have_the_dtype_of_their_argument(dtype, either):
+    x = jnp.asarray(X, dtype=dtype)
+    wide = x.astype(jnp.float32)
+    eps = float(jnp.finfo(dtype).eps)
+    for f in (
+        lambda x: xs.softmax(x)[:, 0].sum(),
+        lambda x: xs.log_softmax(x)[:, 0].sum(),
+        lambda x: xs.logsumexp(x).sum(),
+        lambda x: xs.cross_entropy(x, LABELS, z_loss=0.1),
+        lambda x: xs.cross_entropy_grad(x, LABELS, reduction="none")[:, 0].sum(),
+    ):
+        grad, expected = jax.grad(f)(x), jax.grad(f)(wide)
+        assert grad.dtype == dtype
+        assert jax.jvp(f, (x,), (x,))[1].dtype == f(x).dtype
+        # the cotangent and the result are rounded to the narrow dtype once each
+        np.testing.assert_allclose(grad.astype(jnp.float32), expected, rtol=2 * eps, atol=2 * eps)
+
+
+@pytest.mark.parametrize("where", [None, HIDDEN], ids=["whole", "where"])
+def test_agrees_with_jax(where, x64):
+    x, v = jnp.asarray(X), jnp.asarray(V)
+    for ours, theirs in (
+        (xs.softmax, jax.nn.softmax),
+        (xs.log_softmax, jax.nn.log_softmax),
+        (xs.logsumexp, partial(jax.nn.logsumexp, axis=-1)),
+    ):
+        y, pull = jax.vjp(partial(ours, where=where), x)
+        expected, pull_expected = jax.vjp(partial(theirs, where=where), x)
+        np.testing.assert_allclose(y, expected, rtol=1e-14)
+        u = jnp.where(jnp.isinf(y), 0.0, v[tuple(slice(n) for n in y.shape)] if y.ndim == 2 else v[:, 0])
+        (found,), (wanted,) = pull(u), pull_expected(u)
+        kept = True if where is None else where
+        np.testing.assert_allclose(found, jnp.where(kept, wanted, 0.0), rtol=1e-13, atol=1e-15)
+
+
+def test_agrees_with_optax(x64):
+    optax = pytest.importorskip("optax")
+    x, q = jnp.asarray(X), jnp.asarray(Q)
+    for ours, theirs in (
+        (
+            lambda x: xs.cross_entropy(x, LABELS, reduction="none"),
+            lambda x: optax.softmax_cross_entropy_with_integer_labels(x, LABELS),
+        ),
+        (
+            lambda x: xs.cross_entropy(x, q, reduction="none"),
+            lambda x: optax.softmax_cross_entropy(x, q),
+        ),
+        (
+            lambda x: xs.cross_entropy(x, q, label_smoothing=0.1, reduction="none"),
+            lambda x: optax.softmax_cross_entropy(x, optax.smooth_labels(q, 0.1)),
+        ),
+    ):
+        np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-14)
+        found, wanted = (jax.grad(lambda x, f=f: f(x).sum())(x) for f in (ours, theirs))
+        np.testing.assert_allclose(found, wanted, rtol=1e-13, atol=1e-15)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# transformations
+
+
+def every_loss(x, labels, weight, where):
+    options = {"weight": weight, "where": where, "z_loss": 0.1, "label_smoothing": 0.1}
+    grad, diag = xs.cross_entropy_grad_and_hessian_diag(x, labels, **options)
+    return xs.cross_entropy(x, labels, **options) + jnp.vdot(grad, diag) + xs.softmax(x, where=where)[..., 0].sum()
+
+
+def test_vmap_of_gradients_is_a_loop(x64):
+    """Over rows, over the last axis, and with labels, weights or the mask shared or not."""
+    x = jnp.asarray(RNG.normal(size=(3, 3, 4)), dtype=jnp.float32)
+    labels, weights = jnp.stack([LABELS] * 3), jnp.asarray(RNG.uniform(1, 2, size=(3, 4)), dtype=jnp.float32)
+    grad = jax.grad(every_loss)
+    one = jax.jit(grad)
+    for axes in (
+        (0, None, None, None),
+        (0, 0, None, None),
+        (-1, 0, 0, None),
+        (None, None, 0, None),
+        (0, None, None, 0),
+    ):
+        args = [
+            a if axis is not None else a[0]
+            for a, axis in zip((x, labels, weights, jnp.stack([HIDDEN] * 3)), axes, strict=True)
+        ]
+        if axes[0] == -1:
+            args[0] = jnp.moveaxis(x, 0, -1)
+        found = jax.jit(jax.vmap(grad, in_axes=axes))(*args)
+        for i in range(3):
+            expected = one(
+                *(a if axis is None else jnp.take(a, i, axis=axis) for a, axis in zip(args, axes, strict=True))
+            )
+            # batched and single rows are summed in different orders
+            np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_jit_leaks_no_tracer(either):
+    x, weight = jnp.asarray(X, dtype=jnp.float32), jnp.asarray(WEIGHT, dtype=jnp.float32)
+    with jax.checking_leaks():
+        hessian = jax.jit(jax.hessian(every_loss))(x, LABELS, weight, HIDDEN)
+    assert np.isfinite(hessian).all()
+
+
+def test_the_same_call_compiles_once(either):
+    x, other, weight = (jnp.asarray(a, dtype=jnp.float32) for a in (X, V, WEIGHT))
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    jitted = jax.jit(jax.value_and_grad(every_loss))
+    for call in (jitted, jax.value_and_grad(every_loss)):
+        call(x, LABELS, weight, HIDDEN)
+        assert any("backend_compile" in name for name in compiled)
+        compiled.clear()
+        call(other, LABELS, weight, HIDDEN)
+        assert not any("backend_compile" in name for name in compiled)
+    jax.monitoring.clear_event_listeners()
+
+
+def test_who_runs(either):
+    x = jnp.asarray(X, dtype=jnp.float32)
+    assert xs.explain("softmax", x).implementation == "jax_native"
+    assert "custom_jvp" in str(jax.make_jaxpr(xs.softmax)(x))
+    with xs.use_implementation("array_api"):
+        # JAX remembers what it traced by the function; the choice is no part of that
+        assert "custom_jvp" not in str(jax.make_jaxpr(lambda x: xs.softmax(x))(x))

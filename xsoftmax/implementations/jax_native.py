@@ -65,12 +65,12 @@ def _softmax_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
 
 
 def softmax_product(p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
-    """y (v − Σ y v) = y (v − c − Σ y (v − c)) + c y (1 − Σ y), where c is v at a class with more than half of y"""
+    """y (v − Σ y v) = y (v − c − Σ y (v − c)) + c y (1 − Σ y), c as in the formula: v at a class with more than half"""
     call = _call(p, run)
     y, v = (_masked(cast(a, p.compute, xp), where, 0.0) for a in (y, v))
-    c = call.total(xp.where(y > 0.5, v, 0.0))
-    product = call.behind("softmax_product", y, v, where) + c * y * _one_minus(call.total(y))
-    return cast(product, p.result, xp)
+    one = call.total(y)
+    c = call.total(xp.where((y > 0.5) & formulas._sums_to_one(one, xp=xp), v, 0.0))
+    return cast(call.behind("softmax_product", y, v, where) + c * y * _one_minus(one), p.result, xp)
 
 
 @jax.custom_jvp
@@ -163,7 +163,7 @@ def _signed_logsumexp_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
     share = jnp.where(empty, 0.0, y / jnp.where(empty, 1.0, call.total(b * y)))
     d = []
     if _varies(dx):
-        d.append(call.total(_times(b * share, jnp.where(hidden, 0.0, dx))))
+        d.append(call.total(_times(b * share, jnp.where(hidden & ~finite, 0.0, dx))))
     if _varies(db):
         d.append(call.total(_times(share, db)))
     value, sign = _signed_logsumexp(call, x, b, where)
@@ -334,9 +334,18 @@ def _cotangent(u: Array, factor: Array) -> Array:
     return jnp.where(u == 0.0, 0.0, _times(u, factor))
 
 
+def _times_batched(factors: Any, axes: Any) -> tuple[Array, int]:
+    (size,) = {a.shape[axis] for a, axis in zip(factors, axes, strict=True) if axis is not None}
+    a, b = (
+        jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
+        for a, axis in zip(factors, axes, strict=True)
+    )
+    return _times(a, b), 0
+
+
 _times_p = Primitive("xsoftmax_times")
 _times_p.def_impl(jnp.multiply)
 _times_p.def_abstract_eval(lambda a, b: a)
 ad.defbilinear(_times_p, lambda u, a, b: _cotangent(u, b), lambda u, a, b: _cotangent(u, a))
-batching.defbroadcasting(_times_p)
+batching.primitive_batchers[_times_p] = _times_batched
 mlir.register_lowering(_times_p, mlir.lower_fun(jnp.multiply, multiple_results=False))
