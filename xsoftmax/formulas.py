@@ -123,7 +123,7 @@ def _halved(x: Array, axis: int, *, xp: Any) -> Array:
         return x[(..., slice(start, stop), *(slice(None),) * (-axis - 1))]
 
     parts = []
-    while (n := x.shape[axis]) is not None and n > 8:
+    while (n := x.shape[axis]) is not None and n > 2:
         half = n // 2
         if n % 2:
             parts.append(part(n - 1, n))
@@ -353,8 +353,13 @@ def kl_divergence(p: Array, q: Array, axes: Axes, *, xp: Any) -> Array:
     """Σ p_i log(p_i / q_i), ∞ where q_i = 0 < p_i or either is negative; log1p((p − q) / q) where they are close"""
     both = (p > 0.0) & (q > 0.0)
     p1, q1 = xp.where(both, p, xp.ones_like(p)), xp.where(both, q, xp.ones_like(q))
-    close = (p1 < 2.0 * q1) & (q1 < 2.0 * p1)
-    log_ratio = xp.where(close, xp.log1p(xp.where(close, (p1 - q1) / q1, xp.zeros_like(q1))), xp.log(p1) - xp.log(q1))
+    close = (p1 < 2.0 * q1) & (3.0 * q1 < 4.0 * p1)  # p / q from 3/4 to 2
+    apart = xp.log(p1) - xp.log(q1)
+    big, _, _ = _LIMITS.get(dtype_name(p), _LIMITS["float64"])
+    moderate = xp.abs(apart) < big - 8.0  # where p / q neither overflows nor is subnormal
+    ratio = xp.where(moderate, p1, xp.ones_like(p1)) / xp.where(moderate, q1, xp.ones_like(q1))
+    log_ratio = xp.where(moderate, xp.log(ratio), apart)
+    log_ratio = xp.where(close, xp.log1p(xp.where(close, (p1 - q1) / q1, xp.zeros_like(q1))), log_ratio)
     infinite = (p < 0.0) | (q < 0.0) | ((q == 0.0) & (p > 0.0))
     terms = xp.where(both, p1 * log_ratio, xp.zeros_like(p))
     terms = xp.where(infinite, xp.full_like(p, math.inf), terms)

@@ -208,14 +208,13 @@ def _totals(got: np.ndarray, exact: Exact, arithmetic: Arithmetic) -> Verdict:
         # C entries are each off by half a quantum, or by all of it where subnormals are flushed
         grain = row.size * (target.tiny if arithmetic.flushes else target.quantum)
         verdict.compared += 1
-        if error <= bound * unit:
-            if error / unit / bound >= verdict.worst / (verdict.bound or 1):
-                verdict.worst, verdict.bound = error / unit, bound
-        elif error <= bound * unit + grain:
+        measured = max(error - grain, 0.0) / unit
+        if measured / bound >= verdict.worst / (verdict.bound or 1):
+            verdict.worst, verdict.bound = measured, bound
+        if measured > bound:
+            verdict.failures.append(f"row {i}: {total.kind} is off by {measured:.3g}, at most {bound:g}")
+        elif error > bound * unit:
             verdict.exempted["underflowing sums"] += 1
-        else:
-            verdict.worst, verdict.bound = error / unit, bound
-            verdict.failures.append(f"row {i}: {total.kind} is off by {error / unit:.3g}, at most {bound:g}")
     verdict.failures = _abridged(verdict.failures, len(verdict.failures))
     return verdict
 

@@ -269,13 +269,13 @@ def _cross_entropy(
             flat = [] if transform.exact else sensitivities(lambda z, rest=rest: loss_row(z, *rest).values(), z)
             loss, loss_unit = exact.loss
             weight = abs(scale) * (abs(rest[-1]) + MP.fsum(a * abs(q) for a, q in zip(n, coefs, strict=True)))
-            # what multiplies y, and so the rounding of a y that is subnormal
-            pull = weight + (2 * abs(z_scale * state(z, n).lse) if z_scale else ZERO)
+            # what multiplies y, or its product with v, and so their rounding where they are subnormal
+            pull = max(weight, abs(scale)) + (2 * abs(z_scale * state(z, n).lse) if z_scale else ZERO)
             lost = pull * len(row)
             losses.add(i, loss, loss_unit, {"underflowing sums": lost, **_transform_slack(flat, transform, 0)})
             first, k = len(grad.values), len(z)
             underflow = [{"underflowing sums": lost}] * 2
-            underflow.append({"underflowing sums": lost * max(map(abs, vector), default=ZERO)})
+            underflow.append({"underflowing sums": lost * max(map(abs, [*vector, ONE]))})
             for part, result in enumerate((grad, diag, hvp)):
                 for j, (value, unit) in enumerate((exact.grad, exact.hessian_diag, exact.hvp)[part]):
                     result.add(value, unit, **underflow[part], **_transform_slack(flat, transform, 1 + part * k + j))
