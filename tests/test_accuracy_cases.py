@@ -64,6 +64,8 @@ def test_accuracy(xb, case, dtype):
     if xb.name == "mlx":
         pytest.skip("the float32 exp of mlx is off by up to 42 ulp")
     values, counts = logits_of(case)
+    if xb.name == "cubed" and sum(counts) > 10**5:
+        pytest.skip("cubed takes at most 1 MB from memory")
     x = xb.asarray(np.repeat(values.astype(numpy_dtype(dtype)), counts))
     got = xb.to_numpy(call(case, xb, x, dtype))
     logits = dtype if dtype in FLOATS else got.dtype.name
