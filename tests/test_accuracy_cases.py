@@ -63,6 +63,8 @@ def test_accuracy(xb, case, dtype):
         pytest.skip(f"{xb.name} has no {dtype}")
     if xb.name == "mlx":
         pytest.skip("the float32 exp of mlx is off by up to 42 ulp")
+    if not hasattr(xb.xp, "arange") and {"target", "target_run"} & set(case["args"]):
+        pytest.skip(f"{xb.name} has no arange, which class indices need")
     values, counts = logits_of(case)
     if xb.name == "cubed" and sum(counts) > 10**5:
         pytest.skip("cubed takes at most 1 MB from memory")
