@@ -105,6 +105,8 @@ class Backend:
         ------
         TypeError
             If `dtype` is a floating dtype that this backend lacks.
+        NotImplementedError
+            If `x` is larger than the library takes from memory (cubed).
         OverflowError
             If integers do not fit the 32-bit type of a device that has no 64-bit one.
         """
@@ -131,6 +133,11 @@ class Backend:
         -------
         numpy.ndarray
             bfloat16 comes as ``ml_dtypes.bfloat16``. May share memory with `x`, and may be read-only.
+
+        Raises
+        ------
+        NotImplementedError
+            If `x` has masked entries (marray).
         """
         return _to_numpy(x)
 
@@ -501,8 +508,18 @@ def _asarray_marray(x: Any, device: Any) -> Any:
 
 def _to_numpy_marray(x: Any) -> Any:
     if x.mask.any():
-        raise ValueError("to_numpy: x has masked entries, which a NumPy array cannot hold; take x.data and x.mask")
+        raise NotImplementedError(
+            "to_numpy: x has masked entries, which a NumPy array cannot hold; take x.data and x.mask"
+        )
     return x.data
+
+
+def _asarray_cubed(x: Any, device: Any) -> Any:
+    import cubed
+
+    if getattr(x, "nbytes", 0) > 1_000_000:  # cubed's own limit
+        raise NotImplementedError(f"asarray: x has {x.nbytes} bytes, cubed takes 1000000 at most from memory")
+    return cubed.asarray(_plain(x), device=device)
 
 
 def _asarray_by(namespace: str, **options: Any) -> Callable[[Any, Any], Any]:
@@ -651,7 +668,7 @@ _LIBRARIES = {
         distributions=("cubed",),
         install="pip install cubed",
         open=_host_only("cubed", "cubed"),
-        asarray=_asarray_by("cubed"),
+        asarray=_asarray_cubed,
         to_numpy=lambda x: _to_numpy_plain(x.compute()),
         dtypes=("float32", "float64"),
         lazy=True,

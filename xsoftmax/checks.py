@@ -148,7 +148,7 @@ def check_targets(
 def check_indexable(verb: str, xp: Any, fix: str) -> None:
     """Class indices need a range; a library without one can't have them."""
     if not hasattr(xp, "arange"):
-        raise TypeError(f"{verb}: {library_of(xp)} has no arange, which class indices need; {fix}")
+        raise NotImplementedError(f"{verb}: {library_of(xp)} has no arange, which class indices need; {fix}")
 
 
 def check_labels(verb: str, labels: Array, classes: int, bad: Array, xp: Any) -> None:

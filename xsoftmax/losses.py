@@ -105,6 +105,8 @@ def cross_entropy(
         If shapes don't fit, there is no class, an option is out of its range, `ignore_index` meets probability
         targets, or, where values can be looked at (NumPy and eager libraries on the CPU), a label is out of range. On
         a GPU, under JAX and for lazy arrays such a row's loss is nan.
+    NotImplementedError
+        If `targets` are labels and the library has no ``arange`` (sparse).
 
     Notes
     -----
