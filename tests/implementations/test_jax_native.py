@@ -53,7 +53,7 @@ MASK = np.array([[1, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]], dtype=bool)
 Q_MASKED = np.exp(X) * MASK / (np.exp(X) * MASK).sum(axis=-1, keepdims=True)
 MASK = jnp.asarray(MASK)
 WEIGHT, SAMPLE_WEIGHT = np.array([0.5, 1.0, 2.0, 0.7]), np.array([0.7, 1.4, 2.0])
-LABELS = jnp.array([3, 0, 1])
+LABELS = jnp.array([3, 0, 1], dtype=jnp.int32)
 UNCAPPED = {"label_smoothing": 0.1, "temperature": 1.5, "z_loss": 0.05}
 SMOOTH = {**UNCAPPED, "softcap": 3.0}
 
