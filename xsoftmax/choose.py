@@ -31,7 +31,7 @@ def use_implementation(name: str) -> Iterator[None]:
     name : str
         A name of the registry, such as ``"array_api"``. It binds arrays of the library that the implementation
         serves; arrays of other libraries are treated as without it. Verbs that have no inner operation of their own
-        always run the formulas.
+        always run the formulas. Derivative rules of PyTorch and JAX stay in front of it.
 
     Raises
     ------
@@ -95,6 +95,9 @@ def _chosen(operation: str, problem: Problem, choice: str | None, after: str | N
     entries = candidates(problem.library)
     if after is not None:
         entries = entries[[entry.name for entry in entries].index(after) + 1 :]
+    for entry in entries:
+        if entry.derivatives and not reasons(entry.name, operation, problem):
+            return entry.name
     if binds(choice, operation, problem) and choice in [entry.name for entry in entries]:
         if why := reasons(choice, operation, problem):
             raise ValueError(f"{problem.verb}: implementation {choice} was asked for but refuses: {'; '.join(why)}")

@@ -23,6 +23,8 @@ class Explanation:
         What is asked, without the arrays.
     implementation : str or None
         Who would run it; None if the implementation that was asked for refuses.
+    derivatives : str or None
+        Whose derivative rules stand in front of it.
     refused : dict of str to tuple of str
         The reasons of the others that were asked.
     """
@@ -32,6 +34,7 @@ class Explanation:
     problem: Problem
     implementation: str | None
     refused: dict[str, tuple[str, ...]]
+    derivatives: str | None = None
 
     def __str__(self) -> str:
         p = self.problem
@@ -39,6 +42,8 @@ class Explanation:
             f"{self.verb}: {self.implementation or 'nobody'} runs {self.operation} of a {p.library} {p.container}",
             f"  {p.dtype}, computed in {p.compute}, class axes {p.axes}",
         ]
+        if self.derivatives is not None:
+            lines.append(f"  {self.derivatives} has the derivative rules")
         lines += [f"  {name} refuses: {'; '.join(why)}" for name, why in self.refused.items()]
         return "\n".join(lines)
 
@@ -76,9 +81,16 @@ def explain(verb: Any, /, *arrays: Any, **options: Any) -> Explanation:
         raise ValueError(f"explain: verb is {verb!r}, expected one of {', '.join(sorted(_VERBS))}")
     operation, problem, choice = choose.recorded(_VERBS[name], *arrays, **options)
     refused: dict[str, tuple[str, ...]] = {}
-    for entry in choose.candidates(problem.library):
-        if choice == entry.name or not choose.binds(choice, operation, problem):
-            if not (why := choose.reasons(entry.name, operation, problem)):
-                return Explanation(name, operation, problem, entry.name, refused)
+    derivatives = None
+    entries = choose.candidates(problem.library)
+    rules = [entry.name for entry in entries if entry.derivatives]
+    bound = choice not in rules and choose.binds(choice, operation, problem)
+    for entry in entries:
+        why = choose.reasons(entry.name, operation, problem)
+        if entry.derivatives:
+            derivatives = derivatives if why else entry.name
+        elif not bound or choice == entry.name:
+            if not why:
+                return Explanation(name, operation, problem, entry.name, refused, derivatives)
             refused[entry.name] = why
-    return Explanation(name, operation, problem, None, refused)
+    return Explanation(name, operation, problem, None, refused, derivatives)

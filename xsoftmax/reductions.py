@@ -70,7 +70,8 @@ def reduce_rows(loss: Array, w: Weighing, axis: int, *, xp: Any) -> Array:
     mean = loss / _or_one(w.divisor, xp)
     if isinstance(w.divisor, int):
         return mean if w.divisor else xp.full_like(mean, math.nan)
-    return xp.where(w.divisor == 0.0, xp.full_like(mean, math.nan), mean)
+    # a mean that is nan by itself stays, so that its derivative is nan too
+    return xp.where((w.divisor == 0.0) & ~xp.isnan(mean), xp.full_like(mean, math.nan), mean)
 
 
 def _bad_labels(given: GivenLoss, label: Array, absent: Array | None) -> Array | None:

@@ -788,3 +788,21 @@ def test_results_that_are_saved_are_guarded():
         y.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+def test_a_forced_implementation_keeps_the_rules():
+    """The formulas differentiated as written split a tie's derivative in the maximum."""
+    x, v = torch.zeros(4, dtype=torch.float64, requires_grad=True), torch.arange(4.0, dtype=torch.float64)
+    with xs.use_implementation("array_api"):
+        (xs.softmax(x) @ v).backward()
+        explanation = xs.explain("softmax", x)
+    torch.testing.assert_close(x.grad, (v - 1.5) / 4.0)
+    assert (explanation.implementation, explanation.derivatives) == ("array_api", "torch_native")
+    assert "torch_native has the derivative rules" in str(explanation)
+
+
+def test_mean_of_labels_that_are_no_class_is_nan_with_its_gradient():
+    x = torch.zeros(2, 3, dtype=torch.float64)
+    gradient = torch.func.vmap(torch.func.grad(xs.cross_entropy))(x, torch.tensor([1, 3]))
+    assert torch.isfinite(gradient[0]).all()
+    assert torch.isnan(gradient[1]).all()

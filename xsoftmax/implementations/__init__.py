@@ -9,15 +9,17 @@ class Entry(NamedTuple):
     """A module of this package, and the array library it serves ("*": any).
 
     The module has `refuses(problem) -> list[str]`, empty when it takes the problem, and any of the inner operations,
-    each called as `operation(problem, *arrays, xp=xp, run=run)`.
+    each called as `operation(problem, *arrays, xp=xp, run=run)`. With `derivatives` it only adds derivative rules to
+    the operations of the implementations behind it, whichever is asked for.
     """
 
     name: str
     library: str
+    derivatives: bool = False
 
 
 REGISTRY = (
-    Entry("torch_native", "torch"),
-    Entry("jax_native", "jax"),
+    Entry("torch_native", "torch", derivatives=True),
+    Entry("jax_native", "jax", derivatives=True),
     Entry("array_api", "*"),
 )
