@@ -27,7 +27,14 @@ STRICT = ["array-api-strict", *(f"array-api-strict:{device}" for device in ("dev
 LIBRARIES = ["torch", "jax", "dask", "array-api-strict", "ndonnx", "mlx", "cubed", "marray", "sparse"]
 SLOW = ["dask", "ndonnx", "cubed"]  # 0.1 s and more a call
 MATRIX = "tests/test_contract.py"
-EACH_OPERATION = "softmax logsumexp log_softmax_vjp cross_entropy_and_grad cross_entropy_hvp kl_divergence".split()
+EACH_OPERATION = [
+    "softmax",
+    "logsumexp",
+    "log_softmax_vjp",
+    "cross_entropy_and_grad",
+    "cross_entropy_hvp",
+    "kl_divergence",
+]
 
 
 def install(session, *names, constraints=(".ci/constraints.txt",)):
