@@ -24,7 +24,7 @@ ROWS = [
     {"functions", "losses"},
     {"problem", "checks", "choose", "reductions"},
     {"implementations"},
-    {"formulas", "kernels", "threads", "arrays"},
+    {"formulas", "kernels", "blocks", "threads", "arrays"},
 ]
 RANK = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}
 MAY_USE_BACKENDS = {"cli", "verify", "__init__"}

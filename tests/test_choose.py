@@ -19,6 +19,7 @@ pytestmark = pytest.mark.backend("numpy")
 X = np.array([[0.0, 1.0], [2.0, 0.0]])
 LABELS = np.array([0, 1])
 MINE, STRICT = "mine", "for_strict"
+USUAL = xs.explain("softmax", X).implementation
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def registry(monkeypatch):
     """A registry with more entries: modules given as namespaces, cached choices forgotten before and after."""
 
     def forget():
-        for cached in (choose._chosen, choose.reasons, choose._module):
+        for cached in (choose._chosen, choose.reasons, choose._module, choose._operation):
             cached.cache_clear()
 
     def install(*entries):
@@ -68,22 +69,23 @@ def test_who_refuses_is_passed_over(registry):
     registry((MINE, "numpy", {"softmax": ones}, ["only odd shapes", "no float64"]))
     np.testing.assert_array_equal(xs.softmax(X).sum(axis=-1), 1.0)
     explanation = xs.explain("softmax", X)
-    assert explanation.implementation == "array_api"
-    assert explanation.refused == {MINE: ("only odd shapes", "no float64")}
+    assert explanation.implementation == USUAL
+    assert explanation.refused[MINE] == ("only odd shapes", "no float64")
     assert f"{MINE} refuses: only odd shapes; no float64" in str(explanation)
 
 
 def test_a_missing_operation_is_a_reason(registry):
     registry((MINE, "numpy", {"softmax": ones}, []))
     explanation = xs.explain("log_softmax", X)
-    assert explanation.implementation == "array_api"
-    assert explanation.refused == {MINE: ("has no log_softmax of its own",)}
+    assert explanation.implementation == USUAL
+    assert explanation.refused[MINE] == ("has no log_softmax of its own",)
 
 
 def test_other_libraries_are_not_asked(registry):
     registry((STRICT, "array_api_strict", {"softmax": ones}, []))
     explanation = xs.explain("softmax", X)
-    assert (explanation.implementation, explanation.refused) == ("array_api", {})
+    assert explanation.implementation == USUAL
+    assert STRICT not in explanation.refused
 
 
 def test_forcing(registry):
@@ -121,7 +123,7 @@ def test_forced_without_the_operation_runs_the_formulas(registry):
     registry((MINE, "numpy", {"softmax": ones}, []))
     with xs.use_implementation(MINE):
         np.testing.assert_allclose(np.exp(xs.log_softmax(X)).sum(axis=-1), 1.0)
-        assert xs.explain("log_softmax", X).implementation == "array_api"
+        assert xs.explain("log_softmax", X).implementation == USUAL
 
 
 def test_a_forced_name_binds_its_own_library_alone(registry):
@@ -213,7 +215,7 @@ def test_explain_computes_nothing(registry):
 
 def test_explanation_for_people():
     text = str(xs.explain("cross_entropy", X.astype(np.float32), LABELS))
-    assert text.splitlines()[0] == "cross_entropy: array_api runs cross_entropy of a numpy ndarray"
+    assert text.splitlines()[0] == f"cross_entropy: {USUAL} runs cross_entropy of a numpy ndarray"
     assert "float32, computed in float64, class axes (-1,)" in text
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -94,3 +95,63 @@ def test_after_a_fork():
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+@pytest.mark.parametrize("count", [0, 1, 5, 1000])
+def test_each_number_once(n, count):
+    xs.set_num_threads(n)
+    seen = []
+    threads.each(seen.append, count)
+    assert sorted(seen) == list(range(count))
+
+
+def test_the_first_error_is_raised_and_ends_the_work():
+    xs.set_num_threads(4)
+    done = []
+
+    def work(i):
+        if i == 3:
+            raise ZeroDivisionError
+        done.append(i)
+
+    with pytest.raises(ZeroDivisionError):
+        threads.each(work, 100_000)
+    assert len(done) < 99_999
+    threads.each(done.append, 2)  # the pool still works
+
+
+def test_an_error_of_a_helper_is_raised():
+    xs.set_num_threads(2)
+    here, met = threading.get_ident(), threading.Barrier(2, timeout=10)
+
+    def work(i):
+        met.wait()
+        if threading.get_ident() != here:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        threads.each(work, 2)
+
+
+def test_work_within_work_does_not_wait_for_itself():
+    xs.set_num_threads(3)
+    seen = []
+    threads.each(lambda i: threads.each(lambda j: seen.append((i, j)), 10), 10)
+    assert sorted(seen) == [(i, j) for i in range(10) for j in range(10)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_has_threads_of_its_own():
+    code = """
+import os, numpy as np, xsoftmax as xs
+xs.set_num_threads(2)
+x = np.random.default_rng(0).normal(size=(2000, 200))
+y = xs.softmax(x)
+child = os.fork()
+if not child:
+    os._exit(0 if (xs.softmax(x) == y).all() else 1)
+raise SystemExit(os.waitpid(child, 0)[1])
+"""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr

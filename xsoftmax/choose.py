@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,21 +74,38 @@ def _checked(name: str, function: str, argument: str) -> str:
     return name
 
 
-def run(operation: str, problem: Problem, /, *arrays: Any, xp: Any) -> Any:
-    """Run an inner operation by the implementation chosen for it."""
+def run(operation: str, problem: Problem, /, *arrays: Any, xp: Any, out: Any = None) -> Any:
+    """Run an inner operation by the implementation chosen for it, which returns `out` if it has written to it."""
     choice = forced()
     if (record := _record.get()) is not None:
         record.append((operation, problem, choice))
         raise _Recorded
-    return _run(choice, operation, problem, *arrays, xp=xp)
+    return _run(choice, operation, problem, *arrays, xp=xp, out=out)
 
 
 def _run(
-    choice: str | None, operation: str, problem: Problem, /, *arrays: Any, xp: Any, after: str | None = None
+    choice: str | None,
+    operation: str,
+    problem: Problem,
+    /,
+    *arrays: Any,
+    xp: Any,
+    after: str | None = None,
+    out: Any = None,
 ) -> Any:
     """`after`: only implementations that stand behind that one, for one that leaves the arithmetic to them."""
     name = _chosen(operation, problem, choice, after)
-    return getattr(_module(name), operation)(problem, *arrays, xp=xp, run=partial(_run, choice))
+    function, writes = _operation(name, operation)
+    if out is not None and writes:
+        return function(problem, *arrays, xp=xp, run=partial(_run, choice), out=out)
+    return function(problem, *arrays, xp=xp, run=partial(_run, choice))
+
+
+@lru_cache(maxsize=256)
+def _operation(name: str, operation: str) -> tuple[Any, bool]:
+    """An operation of an implementation, and whether it takes `out`."""
+    function = getattr(_module(name), operation)
+    return function, "out" in inspect.signature(function).parameters
 
 
 @lru_cache(maxsize=4096)

@@ -88,7 +88,7 @@ def softmax(
     array([0.5, 0.5])
     """
     given = on_logits("softmax", x, axis=axis, where=where, temperature=temperature, out=out)
-    return written(_run("softmax", given), out)
+    return written(_run("softmax", given, out), out)
 
 
 def log_softmax(
@@ -139,7 +139,7 @@ def log_softmax(
     array([-4.24835426e-18, -4.00000000e+01])
     """
     given = on_logits("log_softmax", x, axis=axis, where=where, temperature=temperature, out=out)
-    return written(_run("log_softmax", given), out)
+    return written(_run("log_softmax", given, out), out)
 
 
 def logsumexp(
@@ -397,13 +397,13 @@ def log_softmax_jvp(log_y: Array, dx: Array, /, *, axis: Axis = -1, where: Array
     return _run("log_softmax_jvp", on_arrays("log_softmax_jvp", {"log_y": log_y, "dx": dx}, axis=axis, where=where))
 
 
-def _run(operation: str, given: Given) -> Any:
+def _run(operation: str, given: Given, out: Array | None = None) -> Any:
     """Run an operation on whole rows; no class axis at all means classes of one, and an empty array has no rows."""
     problem, xp = given.problem, given.xp
     if any(checks.is_empty(array) for array in given.arrays):
         return _on_nothing(operation, given)
     if problem.axes:
-        return run(operation, problem, *given.arrays, given.where, xp=xp)
+        return run(operation, problem, *given.arrays, given.where, xp=xp, out=out)
     arrays = [None if a is None else with_axis(a, -1) for a in (*given.arrays, given.where)]
     return _each(run(operation, replace(problem, axes=(-1,)), *arrays, xp=xp), lambda a: xp.squeeze(a, axis=-1))
 
@@ -437,7 +437,7 @@ def scalar(x: Array, xp: Any) -> Array:
 
 
 def written(result: Array, out: Array | None) -> Array:
-    if out is None:
+    if out is None or result is out:
         return result
     out[...] = result
     return out

@@ -196,7 +196,7 @@ def cross_entropy_grad(
         "cross_entropy_grad", logits, targets, axis, where, weight, sample_weight, ignore_index,
         label_smoothing, temperature, softcap, z_loss, reduction, wants=("grad",), out=out
     )  # fmt: skip
-    _, grad = _rows(given, weigh(given, reduction))
+    _, grad = _rows(given, weigh(given, reduction), out)
     return written(grad, out)
 
 
@@ -250,7 +250,7 @@ def cross_entropy_and_grad(
         label_smoothing, temperature, softcap, z_loss, reduction, wants=("loss", "grad"), out=out
     )  # fmt: skip
     w = weigh(given, reduction)
-    rows, grad = _rows(given, w)
+    rows, grad = _rows(given, w, out)
     return LossAndGrad(_loss(rows, w, given), written(grad, out))
 
 
@@ -499,10 +499,10 @@ def _on_probs(verb: str, arrays: dict[str, Array], axis: int) -> Array:
     return reduced(run(verb, p, *given.arrays, xp=xp), p.axes, xp)
 
 
-def _rows(given: GivenLoss, w: Weighing) -> tuple[Array | None, Array | None]:
+def _rows(given: GivenLoss, w: Weighing, out: Array | None = None) -> tuple[Array | None, Array | None]:
     if checks.is_empty(given.x):
         return _no_rows(given)
-    return run("cross_entropy", given.problem, given.x, w.targets, w.rows, xp=given.xp)
+    return run("cross_entropy", given.problem, given.x, w.targets, w.rows, xp=given.xp, out=out)
 
 
 def _no_rows(given: GivenLoss) -> tuple[Array, Array]:

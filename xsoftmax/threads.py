@@ -1,8 +1,12 @@
-"""The number of threads that NumPy implementations may use."""
+"""The threads of NumPy implementations: how many, and work spread over them."""
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 _VARIABLE = "XSOFTMAX_NUM_THREADS"
 _threads: int | None = None
@@ -45,6 +49,59 @@ def get_num_threads() -> int:
     if (value := os.environ.get(_VARIABLE)) is not None:
         return _checked(int(value) if value.isdecimal() else value, "get_num_threads", _VARIABLE)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+
+
+def each(work: Callable[[int], None], count: int) -> None:
+    """Call `work` on 0 … count − 1, on the pool and here; the first error ends it and is raised."""
+    helpers = min(get_num_threads(), count) - 1
+    if helpers < 1:
+        for i in range(count):
+            work(i)
+        return
+    numbers, stop = itertools.count(), threading.Event()
+
+    def take() -> None:
+        while not stop.is_set() and (i := next(numbers)) < count:
+            try:
+                work(i)
+            except BaseException:
+                stop.set()
+                raise
+
+    futures = [_executor(helpers).submit(take) for _ in range(helpers)]
+    try:
+        take()
+    finally:
+        waiting = [future for future in futures if not future.cancel()]  # a helper that has not begun is not needed
+        errors = [error for future in waiting if (error := future.exception()) is not None]
+    for error in errors:
+        raise error
+
+
+def _executor(size: int) -> ThreadPoolExecutor:
+    """The one pool, made anew where more threads are asked for; a replaced one ends with its work."""
+    global _pool, _pool_size
+    with _lock:
+        if _pool is None or _pool_size < size:
+            if _pool is not None:
+                _pool.shutdown(wait=False)
+            _pool, _pool_size = ThreadPoolExecutor(size, "xsoftmax"), size
+        return _pool
+
+
+def _after_fork() -> None:
+    """The threads of the parent are not in the child, and its lock may be held for ever."""
+    global _pool, _pool_size, _lock
+    _pool, _pool_size, _lock = None, 0, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _checked(n: object, function: str, argument: str) -> int:

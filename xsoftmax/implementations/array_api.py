@@ -16,27 +16,27 @@ def refuses(problem: Problem) -> list[str]:
 
 
 def softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
-    y = formulas.softmax(_logits(p, x, where, xp), p.axes, xp=xp)
-    return cast(_masked(y, where, 0.0, xp), p.result, xp)
+    y = formulas.softmax(logits(p, x, where, xp), p.axes, xp=xp)
+    return cast(masked(y, where, 0.0, xp), p.result, xp)
 
 
 def log_softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
-    log_y = formulas.log_softmax(_logits(p, x, where, xp), p.axes, xp=xp)
-    return rounded(_masked(log_y, where, -math.inf, xp), p.result, xp)
+    log_y = formulas.log_softmax(logits(p, x, where, xp), p.axes, xp=xp)
+    return rounded(masked(log_y, where, -math.inf, xp), p.result, xp)
 
 
 def logsumexp(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
-    return cast(formulas.logsumexp(_logits(p, x, where, xp), p.axes, xp=xp), p.result, xp)
+    return cast(formulas.logsumexp(logits(p, x, where, xp), p.axes, xp=xp), p.result, xp)
 
 
 def signed_logsumexp(p: Problem, x: Array, b: Array, where: Array | None, *, xp: Any, run: Any) -> tuple[Array, Array]:
-    b = _masked(cast(b, p.compute, xp), where, 0.0, xp)
-    value, sign = formulas.signed_logsumexp(_logits(p, x, where, xp), b, p.axes, xp=xp)
+    b = masked(cast(b, p.compute, xp), where, 0.0, xp)
+    value, sign = formulas.signed_logsumexp(logits(p, x, where, xp), b, p.axes, xp=xp)
     return cast(value, p.result, xp), cast(sign, p.result, xp)
 
 
 def softmax_product(p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
-    y, v = (_masked(cast(a, p.compute, xp), where, 0.0, xp) for a in (y, v))
+    y, v = (masked(cast(a, p.compute, xp), where, 0.0, xp) for a in (y, v))
     return cast(formulas.softmax_product(y, v, p.axes, xp=xp), p.result, xp)
 
 
@@ -53,18 +53,18 @@ def log_softmax_jvp(p: Problem, log_y: Array, dx: Array, where: Array | None, *,
 
 
 def _log_product(formula: Any, p: Problem, log_y: Array, v: Array, where: Array | None, xp: Any) -> Array:
-    log_y = _masked(cast(log_y, p.compute, xp), where, -math.inf, xp)
-    product = formula(log_y, _masked(cast(v, p.compute, xp), where, 0.0, xp), p.axes, xp=xp)
-    return cast(_masked(product, where, 0.0, xp), p.result, xp)
+    log_y = masked(cast(log_y, p.compute, xp), where, -math.inf, xp)
+    product = formula(log_y, masked(cast(v, p.compute, xp), where, 0.0, xp), p.axes, xp=xp)
+    return cast(masked(product, where, 0.0, xp), p.result, xp)
 
 
 def cross_entropy(
     p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any
 ) -> tuple[Array | None, Array | None]:
     """Loss of each row in the compute dtype, not scaled; gradient in the result dtype, scaled by `rows.scale`."""
-    x = _masked(cast(x, p.compute, xp), rows.where, -math.inf, xp)
+    x = masked(cast(x, p.compute, xp), rows.where, -math.inf, xp)
     z = formulas.capped(x, p.softcap, p.temperature, xp=xp)
-    t = _targets(p, targets, rows, z, xp)
+    t = target_rows(p, targets, rows, z, xp)
     e = formulas.exponentials(z, p.axes, xp=xp)
     loss = grad = None
     if "loss" in p.wants:
@@ -73,21 +73,21 @@ def cross_entropy(
         lse = e.m + e.log_sum(xp=xp)
         grad = formulas.cross_entropy_grad(e.softmax(), e.complement(xp=xp), t, rows.zeta, lse, p.axes, xp=xp)
         slope, _ = formulas.capped_derivatives(x, p.softcap, p.temperature, xp=xp)
-        grad = _scaled(p, grad if slope is None else grad * slope, rows, xp)
+        grad = scaled(p, grad if slope is None else grad * slope, rows, xp)
     return loss, grad
 
 
 def cross_entropy_hvp(p: Problem, x: Array, targets: Array, rows: Rows, v: Array, *, xp: Any, run: Any) -> Array:
     """Σ_j ∂²L/∂x_i∂x_j v_j = z′_i Σ_j ∂²L/∂z_i∂z_j z′_j v_j + ∂L/∂z_i z″_i v_i"""
     x, y, t, lse, slope, curvature = _second_order(p, x, targets, rows, xp, run)
-    v = _masked(cast(v, p.compute, xp), rows.where, 0.0, xp)
+    v = masked(cast(v, p.compute, xp), rows.where, 0.0, xp)
     product = formulas.hessian_product(y, v if slope is None else slope * v, t, rows.zeta, lse, p.axes, xp=xp)
     if slope is not None:
         product = slope * product
     if curvature is not None:
         not_y = formulas.complement(y, p.axes, xp=xp)
         product = product + formulas.cross_entropy_grad(y, not_y, t, rows.zeta, lse, p.axes, xp=xp) * curvature * v
-    return _scaled(p, product, rows, xp)
+    return scaled(p, product, rows, xp)
 
 
 def cross_entropy_hessian_diag(p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any) -> Array:
@@ -99,12 +99,12 @@ def cross_entropy_hessian_diag(p: Problem, x: Array, targets: Array, rows: Rows,
         diag = slope * slope * diag
     if curvature is not None:
         diag = diag + formulas.cross_entropy_grad(y, not_y, t, rows.zeta, lse, p.axes, xp=xp) * curvature
-    return _scaled(p, diag, rows, xp)
+    return scaled(p, diag, rows, xp)
 
 
 def cross_entropy_from_probs(p: Problem, probs: Array, targets: Array, rows: Rows, *, xp: Any, run: Any) -> Array:
     probs = cast(probs, p.compute, xp)
-    return formulas.cross_entropy_from_probs(probs, _targets(p, targets, rows, probs, xp), p.axes, xp=xp)
+    return formulas.cross_entropy_from_probs(probs, target_rows(p, targets, rows, probs, xp), p.axes, xp=xp)
 
 
 def entropy(p: Problem, probs: Array, *, xp: Any, run: Any) -> Array:
@@ -116,16 +116,16 @@ def kl_divergence(p: Problem, a: Array, b: Array, *, xp: Any, run: Any) -> Array
     return cast(formulas.kl_divergence(a, b, p.axes, xp=xp), p.result, xp)
 
 
-def _logits(p: Problem, x: Array, where: Array | None, xp: Any) -> Array:
-    x = _masked(cast(x, p.compute, xp), where, -math.inf, xp)
+def logits(p: Problem, x: Array, where: Array | None, xp: Any) -> Array:
+    x = masked(cast(x, p.compute, xp), where, -math.inf, xp)
     return formulas.capped(x, p.softcap, p.temperature, xp=xp)
 
 
-def _masked(x: Array, where: Array | None, value: float, xp: Any) -> Array:
+def masked(x: Array, where: Array | None, value: float, xp: Any) -> Array:
     return x if where is None else xp.where(where, x, xp.full_like(x, value))
 
 
-def _targets(p: Problem, targets: Array, rows: Rows, like: Array, xp: Any) -> Array:
+def target_rows(p: Problem, targets: Array, rows: Rows, like: Array, xp: Any) -> Array:
     given = targets if p.labels else cast(targets, p.compute, xp)
     return formulas.targets(
         given,
@@ -141,18 +141,18 @@ def _targets(p: Problem, targets: Array, rows: Rows, like: Array, xp: Any) -> Ar
 
 def _second_order(p: Problem, x: Array, targets: Array, rows: Rows, xp: Any, run: Any) -> tuple[Any, ...]:
     """What Hessian products are made of: softmax and logsumexp through the chooser, so that they have their rules."""
-    x = _masked(cast(x, p.compute, xp), rows.where, -math.inf, xp)
+    x = masked(cast(x, p.compute, xp), rows.where, -math.inf, xp)
     z = formulas.capped(x, p.softcap, p.temperature, xp=xp)
     inner = replace(p, dtype=p.compute, result=p.compute, temperature=1.0, softcap=None, wants=())
     y = run("softmax", inner, z, rows.where, xp=xp)
     lse = run("logsumexp", inner, z, rows.where, xp=xp) if p.z_loss else None
     slope, curvature = formulas.capped_derivatives(x, p.softcap, p.temperature, xp=xp)
-    return x, y, _targets(p, targets, rows, z, xp), lse, slope, curvature
+    return x, y, target_rows(p, targets, rows, z, xp), lse, slope, curvature
 
 
-def _scaled(p: Problem, grad: Array, rows: Rows, xp: Any) -> Array:
+def scaled(p: Problem, grad: Array, rows: Rows, xp: Any) -> Array:
     """Row scale; a row with scale 0 is absent, whatever it holds."""
-    grad = _masked(grad, rows.where, 0.0, xp)
+    grad = masked(grad, rows.where, 0.0, xp)
     if isinstance(rows.scale, float):
         grad = grad * rows.scale
     elif rows.scale is not None:

@@ -1,0 +1,257 @@
+"""Operations on NumPy arrays by blocks of rows, whatever does the arithmetic of a block.
+
+Rows with options, or of a dtype or layout that the arithmetic doesn't read, are brought into a block of the compute
+dtype first, and the results back from one, by the formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import formulas
+from ..arrays import cast, rounded
+from ..blocks import on_blocks, views
+from ..problem import Array, Problem, Rows
+from . import array_api
+
+READ = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
+
+
+class Arithmetic(Protocol):
+    """What is done to a block of rows (n, C) of float32 or float64; arrays with a number for each row are (n, 1)."""
+
+    def reads(self, view: Array) -> bool:
+        """Whether blocks of a view (outer, inner, C) can be handed over as they are, and be written to."""
+
+    def normalise(self, operation: str, x: Array, y: Array) -> None:
+        """softmax and log_softmax into y, or logsumexp into (n, 1)."""
+
+    def cross_entropy(
+        self,
+        weight: Array | None,
+        x: Array,
+        targets: Array | None,
+        grad: Array | None,
+        labels: Array | None,
+        zeta: Array | None,
+        scale: Array | None,
+        loss: Array | None,
+    ) -> None:
+        """Loss of each row, not scaled, and scaled gradient, where these are arrays; of labels or of targets."""
+
+    def product(self, operation: str, y: Array, v: Array, to: Array) -> None:
+        """softmax_product, log_softmax_vjp or log_softmax_jvp."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """The inner operations, each as an implementation has it."""
+
+    name: str
+    arithmetic: Arithmetic
+
+    def softmax(
+        self, p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any, out: Array | None = None
+    ) -> Array:
+        return self._like_logits("softmax", 0.0, p, x, where, xp, run, out)
+
+    def log_softmax(
+        self, p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any, out: Array | None = None
+    ) -> Array:
+        return self._like_logits("log_softmax", -math.inf, p, x, where, xp, run, out)
+
+    def _like_logits(
+        self,
+        kernel: str,
+        masked: float,
+        p: Problem,
+        x: Array,
+        where: Array | None,
+        xp: Any,
+        run: Any,
+        out: Array | None,
+    ) -> Array:
+        y = np.empty_like(x, subok=False) if out is None else out
+        parts = views([x, _spread(where, x), y], p.axes)
+        if parts is None:
+            return run(kernel, p, x, where, xp=xp, after=self.name)
+
+        def plain(x: Array, where: None, y: Array) -> None:
+            for a, b in zip(x, y, strict=True):
+                self.arithmetic.normalise(kernel, a, b)
+
+        def prepared(x: Array, where: Array | None, y: Array) -> None:
+            z = _prepared(p, x, where, xp)
+            result = np.empty_like(z)
+            self.arithmetic.normalise(kernel, z, result)
+            y[...] = rounded(array_api.masked(result, _rows(where), masked, xp), p.result, xp).reshape(y.shape)
+
+        for part in parts:
+            on_blocks(plain if _is_plain(p, where) and all(map(self._reads, part[::2])) else prepared, *part)
+        return y
+
+    def logsumexp(self, p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+        parts = views([x, _spread(where, x)], p.axes)
+        if parts is None:
+            return run("logsumexp", p, x, where, xp=xp, after=self.name)
+
+        def plain(x: Array, where: None, value: Array) -> None:
+            for a, b in zip(x, value, strict=True):
+                self.arithmetic.normalise("logsumexp", a, b)
+
+        def prepared(x: Array, where: Array | None, value: Array) -> None:
+            z = _prepared(p, x, where, xp)
+            into = np.empty((len(z), 1), value.dtype)
+            self.arithmetic.normalise("logsumexp", z, into)
+            value[...] = into.reshape(value.shape)
+
+        values = np.empty(_row_shape(p, x), x.dtype if x.dtype in READ else p.compute)
+        for part, value in _with_rows(parts, values):
+            on_blocks(plain if _is_plain(p, where) and self._reads(part[0]) else prepared, *part, value)
+        return cast(values, p.result, xp)
+
+    def cross_entropy(
+        self, p: Problem, x: Array, targets: Array, given: Rows, *, xp: Any, run: Any, out: Array | None = None
+    ) -> tuple[Array | None, Array | None]:
+        grad = None if "grad" not in p.wants else np.empty_like(x, subok=False) if out is None else out
+        loss = np.empty(_row_shape(p, x)) if "loss" in p.wants else None
+        by_label = p.labels and not p.label_smoothing
+        dense = None if p.labels else targets
+        weight = None if given.weight is None else np.ascontiguousarray(given.weight, np.float64).reshape(-1)
+        readable = by_label or (dense is not None and not p.label_smoothing and weight is None and dense.dtype in READ)
+        parts = views([x, _spread(given.where, x), dense, grad], p.axes) or []
+
+        def plain(x: Array, where: None, t: Array | None, grad: Array | None, *by_row: Array | None) -> None:
+            for i in range(len(x)):
+                self.arithmetic.cross_entropy(weight, *(None if a is None else a[i] for a in (x, t, grad, *by_row)))
+
+        def prepared(
+            x: Array,
+            where: Array | None,
+            t: Array | None,
+            grad: Array | None,
+            labels: Array | None,
+            *by_row: Array | None,
+        ) -> None:
+            kept = _rows(where)
+            raw = array_api.masked(cast(_rows(x), p.compute, xp), kept, -math.inf, xp)
+            z = formulas.capped(raw, p.softcap, p.temperature, xp=xp)
+            labels, *numbers = (_rows(a) for a in (labels, *by_row))
+            if not by_label:
+                source = _rows(t) if labels is None else labels[:, 0]
+                t = array_api.target_rows(replace(p, axes=(-1,)), source, Rows(kept, weight), z, xp)
+                labels = None
+            g = None if grad is None else np.empty_like(z)
+            self.arithmetic.cross_entropy(None if labels is None else weight, z, t, g, labels, *numbers)
+            if g is not None and grad is not None:
+                slope, _ = formulas.capped_derivatives(raw, p.softcap, p.temperature, xp=xp)
+                if slope is not None:
+                    g = np.where(g == 0.0, 0.0, g * slope)  # of an absent row, whatever its slope
+                grad[...] = cast(array_api.masked(g, kept, 0.0, xp), p.result, xp).reshape(grad.shape)
+
+        labels = np.ascontiguousarray(targets, np.int64) if p.labels else None
+        zeta, scale = (_each_row(a, p, x) for a in (given.zeta, given.scale))
+        for part, *by_row in _with_rows(parts, labels, zeta, scale, loss):
+            direct = readable and _is_plain(p, given.where) and all(a is None or self._reads(a) for a in part)
+            on_blocks(plain if direct else prepared, *part, *by_row)
+        return loss, grad
+
+    def softmax_product(self, p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+        return self._product("softmax_product", 0.0, p, y, v, where, xp, run)
+
+    def log_softmax_vjp(self, p: Problem, log_y: Array, dy: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+        return self._product("log_softmax_vjp", -math.inf, p, log_y, dy, where, xp, run)
+
+    def log_softmax_jvp(self, p: Problem, log_y: Array, dx: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+        return self._product("log_softmax_jvp", -math.inf, p, log_y, dx, where, xp, run)
+
+    def _product(
+        self, operation: str, hidden: float, p: Problem, y: Array, v: Array, where: Array | None, xp: Any, run: Any
+    ) -> Array:
+        to = np.empty_like(y, dtype=cast(y[:0] if y.ndim else y, p.result, xp).dtype, subok=False)
+        parts = views([y, v, to, _spread(where, y)], p.axes)
+        if parts is None:
+            return run(operation, p, y, v, where, xp=xp, after=self.name)
+
+        def plain(y: Array, v: Array, to: Array, where: None) -> None:
+            for i in range(len(y)):
+                self.arithmetic.product(operation, y[i], v[i], to[i])
+
+        def prepared(y: Array, v: Array, to: Array, where: Array | None) -> None:
+            kept = _rows(where)
+            a, b = (
+                np.ascontiguousarray(array_api.masked(cast(_rows(array), p.compute, xp), kept, value, xp))
+                for array, value in ((y, hidden), (v, 0.0))
+            )
+            result = np.empty_like(a)
+            self.arithmetic.product(operation, a, b, result)
+            to[...] = cast(array_api.masked(result, kept, 0.0, xp), p.result, xp).reshape(to.shape)
+
+        for part in parts:
+            direct = where is None and all(self._reads(a) for a in part[:3])
+            on_blocks(plain if direct else prepared, *part)
+        return to
+
+    def _reads(self, view: Array) -> bool:
+        return view.dtype in READ and view.flags.aligned and self.arithmetic.reads(view)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# arrays on their way to a kernel
+
+
+def _spread(where: Array | None, x: Array) -> Array | None:
+    return None if where is None else np.broadcast_to(where, x.shape)
+
+
+def _is_plain(p: Problem, where: Array | None) -> bool:
+    """Whether the kernels can have the logits as they are."""
+    return where is None and p.softcap is None and p.temperature == 1.0
+
+
+def _rows(block: Array | None) -> Array | None:
+    """A block as (rows, C), aligned; copied where there is no such view."""
+    if block is None:
+        return None
+    flat = block.reshape(-1, block.shape[-1])
+    return flat if flat.flags.aligned else flat.copy()
+
+
+def _prepared(p: Problem, x: Array, where: Array | None, xp: Any) -> Array:
+    return np.ascontiguousarray(array_api.logits(p, _rows(x), _rows(where), xp))
+
+
+def _row_shape(p: Problem, x: Array) -> tuple[int, ...]:
+    return tuple(1 if axis in p.axes else n for axis, n in enumerate(x.shape, start=-x.ndim))
+
+
+def _each_row(a: Array | float | None, p: Problem, x: Array) -> Array | None:
+    """One float64 for each row, or one for all; None stands for none, and for 0."""
+    if a is None or (isinstance(a, float) and a == 0.0):
+        return None
+    a = np.asarray(a, np.float64)
+    return a.reshape(1) if a.size == 1 else np.ascontiguousarray(np.broadcast_to(a, _row_shape(p, x)))
+
+
+def _with_rows(parts: list[list[Array | None]], *by_row: Array | None) -> Iterator[list[Any]]:
+    """Each part with its share of the arrays that have a number for each row, as (outer, inner, 1)."""
+    start = 0
+    for part in parts:
+        outer, inner, _ = part[0].shape
+        shares: list[Array | None] = []
+        for a in by_row:
+            if a is None:
+                shares.append(None)
+            elif a.shape == (1,) and outer * inner > 1:  # one for all rows
+                shares.append(np.broadcast_to(a, (outer, inner, 1)))
+            elif a.size == 1:
+                shares.append(a.reshape(1, 1, 1))
+            else:
+                shares.append(a.reshape(-1)[start : start + outer * inner].reshape(outer, inner, 1))
+        start += outer * inner
+        yield [part, *shares]

@@ -1,0 +1,259 @@
+"""NumPy alone, on blocks of rows that stay in the cache: few passes for ordinary rows, the formulas for the others.
+
+x logits · m max x · e = exp(x − c) in float64 · wm the maximum's e · q the sum of the other e.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import formulas
+from ..problem import Array, Problem, Rows
+from . import array_api
+from ._numpy_rows import Operations
+
+_SHORT = 32  # classes; NumPy reduces shorter rows one by one, at 30 ns each, but their transpose at once
+_ORDINARY = 600.0  # exp(x) is a normal number wherever it counts, and the sum finite
+
+
+_PIECE = 1 << 17  # classes; longer rows are exponentiated piece by piece, twice where the result needs it
+
+
+class _Sums(NamedTuple):
+    x: Array
+    m: Array
+    e: Array | None  # of long rows: none
+    wm: Array
+    q: Array
+    axis: int
+
+    def pieces(self) -> Iterator[tuple[slice, Array]]:
+        """Exponentials, and the classes they are of."""
+        if self.e is not None:
+            yield slice(None), self.e
+            return
+        for classes in _pieces(self.x.shape[-1]):
+            yield classes, _exp(self.x[:, classes], self.m)
+
+
+def refuses(problem: Problem) -> list[str]:
+    return []
+
+
+class _NumPy:
+    def reads(self, view: Array) -> bool:
+        return True
+
+    def normalise(self, operation: str, x: Array, y: Array) -> None:
+        with np.errstate(all="ignore"):
+            if (ordinary := _ordinary(x)) is None:
+                (_softmax if operation == "softmax" else partial(_logarithm, operation))(x, y)
+                return
+            for rows in np.flatnonzero(ordinary), np.flatnonzero(~ordinary):
+                for some in _by_pieces(rows, x.shape[1]):
+                    part, result = x[some], np.empty((len(some), y.shape[1]), y.dtype)
+                    if ordinary[some[0]]:
+                        self.normalise(operation, part, result)
+                    else:
+                        result[...] = getattr(formulas, operation)(part.astype(np.float64), (-1,), xp=np)
+                    y[some] = result
+
+    def cross_entropy(
+        self,
+        weight: Array | None,
+        x: Array,
+        targets: Array | None,
+        grad: Array | None,
+        labels: Array | None,
+        zeta: Array | None,
+        scale: Array | None,
+        loss: Array | None,
+    ) -> None:
+        with np.errstate(all="ignore"):
+            if labels is None or zeta is not None:
+                _by_formulas(weight, x, targets, grad, labels, zeta, scale, loss)
+                return
+            if (ordinary := _ordinary(x)) is None:
+                _label_rows(weight, x, grad, labels[:, 0], scale, loss)
+                return
+            for rows in np.flatnonzero(ordinary), np.flatnonzero(~ordinary):
+                for some in _by_pieces(rows, x.shape[1]):
+                    share = None if scale is None else scale[some]
+                    g = None if grad is None else np.empty((len(some), x.shape[1]), grad.dtype)
+                    value = None if loss is None else np.empty((len(some), 1))
+                    if ordinary[some[0]]:
+                        _label_rows(weight, x[some], g, labels[some, 0], share, value)
+                    else:
+                        _by_formulas(weight, x[some], None, g, labels[some], None, share, value)
+                    for a, part in ((grad, g), (loss, value)):
+                        if a is not None:
+                            a[some] = part
+
+    def product(self, operation: str, y: Array, v: Array, to: Array) -> None:
+        with np.errstate(all="ignore"):
+            to[...] = getattr(formulas, operation)(y.astype(np.float64), v.astype(np.float64), (-1,), xp=np)
+
+
+def _ordinary(x: Array) -> Array | None:
+    """Which rows can be exponentiated as they are; None: all."""
+    m = np.max(x, axis=-1) if x.shape[1] > _SHORT else np.max(np.ascontiguousarray(x.T), axis=0)
+    ordinary = np.abs(m) < _ORDINARY
+    return None if ordinary.all() else ordinary
+
+
+def _by_pieces(rows: Array, classes: int) -> list[Array]:
+    """The rows, some at a time."""
+    n = max(1, _PIECE // classes)
+    return [rows[i : i + n] for i in range(0, len(rows), n)]
+
+
+def _turned(x: Array) -> tuple[Array, int]:
+    """The rows and their class axis: 0 where the transpose is better."""
+    if x.shape[1] <= _SHORT or (len(x) > 1 and x.strides[1] > x.strides[0]):
+        return np.ascontiguousarray(x.T), 0
+    return x, -1
+
+
+def _softmax(x: Array, y: Array) -> None:
+    x, axis = _turned(x)
+    m = _largest(x, axis)
+    if axis == -1 and x.shape[1] > _PIECE:
+        sums = _sums_by_pieces(x, m)
+        for classes, e in sums.pieces():
+            np.divide(e, sums.q + sums.wm, out=y[:, classes], casting="same_kind")
+        return
+    e = _exp(x, m)
+    np.divide(e, _sum(e, axis, x), out=y.T if axis == 0 else y, casting="same_kind")
+
+
+def _logarithm(operation: str, x: Array, y: Array) -> None:
+    sums = _sums(x)
+    log_sum = np.log1p(sums.q / sums.wm)
+    to = y.T if sums.axis == 0 else y
+    if operation == "logsumexp":
+        np.add(sums.m, log_sum, out=to, casting="same_kind")
+        return
+    for classes in [slice(None)] if sums.axis == 0 else _pieces(x.shape[1]):
+        distance = np.subtract(sums.x[:, classes], sums.m, dtype=np.float64)
+        np.subtract(distance, log_sum, out=to[:, classes], casting="same_kind")
+
+
+def _largest(x: Array, axis: int) -> Array:
+    return np.max(x, axis=axis, keepdims=True).astype(np.float64)
+
+
+def _exp(x: Array, m: Array) -> Array:
+    """exp(x − c); float64 rows below 0 are shifted by an integer, exactly, lest a normal quotient lose digits."""
+    if x.dtype == np.float32:
+        return np.exp(x, dtype=np.float64)
+    d = x - np.where(m < 0.0, np.ceil(m) - 1.0, 0.0)
+    return np.exp(d, out=d)
+
+
+def _sum(e: Array, axis: int, x: Array) -> Array:
+    """As exact as results in the dtype of x need: NumPy's own sum of 1000 terms is off by some units."""
+    if x.dtype == np.float32:
+        return np.sum(e, axis=axis, keepdims=True)
+    return formulas.total(e, (-2 if axis == 0 else -1,), xp=np)
+
+
+def _sums(x: Array) -> _Sums:
+    x, axis = _turned(x)
+    m = _largest(x, axis)
+    if axis == -1 and x.shape[1] > _PIECE:
+        return _sums_by_pieces(x, m)
+    e = _exp(x, m)
+    # one copy of the maximum stays out
+    top = np.expand_dims(np.argmax(x, axis=axis), axis)
+    wm = np.take_along_axis(e, top, axis)
+    np.put_along_axis(e, top, 0.0, axis)
+    q = _sum(e, axis, x)
+    np.put_along_axis(e, top, wm, axis)
+    return _Sums(x, m, e, wm, q, axis)
+
+
+def _sums_by_pieces(x: Array, m: Array) -> _Sums:
+    top = np.argmax(x, axis=-1)[:, None]
+    wm = _exp(np.take_along_axis(x, top, -1), m)
+    parts = []
+    for classes in _pieces(x.shape[1]):
+        e = _exp(x[:, classes], m)
+        here = top[:, 0] - classes.start
+        inside = (here >= 0) & (here < e.shape[1])
+        e[inside, here[inside]] = 0.0
+        parts.append(_sum(e, -1, x))
+    return _Sums(x, m, None, wm, _sum(np.concatenate(parts, axis=-1), -1, x), -1)
+
+
+def _pieces(classes: int) -> list[slice]:
+    return [slice(start, min(start + _PIECE, classes)) for start in range(0, classes, _PIECE)]
+
+
+def _label_rows(
+    weight: Array | None, x: Array, grad: Array | None, labels: Array, scale: Array | None, loss: Array | None
+) -> None:
+    """L = T (log1p(q / wm) + m − x_t), ∂L/∂x_i = T (y_i − δ_it); −T q / s where y_t > 1/2"""
+    sums = _sums(x)
+    at = (labels, np.arange(len(x))) if sums.axis == 0 else (np.arange(len(x)), labels)
+    m, wm, q = (a.reshape(-1) for a in (sums.m, sums.wm, sums.q))
+    total = 1.0 if weight is None else weight[labels]
+    if loss is not None:
+        far = m - sums.x[at]
+        far = far if weight is None else np.where(total == 0.0, 0.0, far)
+        loss[:, 0] = total * np.log1p(q / wm) + total * far
+    if grad is None:
+        return
+    s = q + wm
+    factor = total if scale is None else total * np.broadcast_to(scale, grad.shape)[:, 0]
+    e_label = _exp(sums.x[at], m)
+    y = e_label / s
+    to = grad.T if sums.axis == 0 else grad
+    for classes, e in sums.pieces():
+        share = (factor / s)[None] if sums.axis == 0 else np.reshape(factor / s, (-1, 1))
+        np.multiply(e, share, out=to[:, classes] if e.shape != to.shape else to, casting="same_kind")
+    to[at] = factor * np.where(y > 0.5, -(q / s), y - 1.0)
+
+
+def _by_formulas(
+    weight: Array | None,
+    x: Array,
+    targets: Array | None,
+    grad: Array | None,
+    labels: Array | None,
+    zeta: Array | None,
+    scale: Array | None,
+    loss: Array | None,
+) -> None:
+    wants = tuple(name for name, a in (("loss", loss), ("grad", grad)) if a is not None)
+    problem = Problem(
+        "cross_entropy",
+        "numpy",
+        "ndarray",
+        "float64",
+        "float64",
+        "float64",
+        (-1,),
+        labels=labels is not None,
+        wants=wants,
+    )
+    given = targets if labels is None else labels[:, 0]
+    rows = Rows(weight=weight, scale=scale, zeta=0.0 if zeta is None else zeta)
+    values, gradient = array_api.cross_entropy(problem, x.astype(np.float64), given, rows, xp=np, run=None)
+    if loss is not None:
+        loss[...] = values
+    if grad is not None:
+        grad[...] = gradient
+
+
+_operations: Any = Operations("numpy_blocked", _NumPy())
+softmax = _operations.softmax
+log_softmax = _operations.log_softmax
+logsumexp = _operations.logsumexp
+cross_entropy = _operations.cross_entropy
+softmax_product = _operations.softmax_product
+log_softmax_vjp = _operations.log_softmax_vjp
+log_softmax_jvp = _operations.log_softmax_jvp
