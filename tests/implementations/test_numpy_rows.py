@@ -13,7 +13,7 @@ from xsoftmax.choose import reasons, recorded
 pytestmark = pytest.mark.backend("numpy")
 
 RNG = np.random.default_rng(5)
-IMPLEMENTATIONS = ["numpy_blocked"]
+IMPLEMENTATIONS = ["numpy_blocked", "numpy_numba"]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS, autouse=True)

@@ -21,6 +21,7 @@ class Entry(NamedTuple):
 REGISTRY = (
     Entry("torch_native", "torch", derivatives=True),
     Entry("jax_native", "jax", derivatives=True),
+    Entry("numpy_numba", "numpy"),
     Entry("numpy_blocked", "numpy"),
     Entry("array_api", "*"),
 )

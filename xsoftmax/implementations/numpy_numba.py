@@ -1,0 +1,108 @@
+"""Kernels compiled by Numba, on blocks of rows of NumPy arrays."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from ..problem import Array, Problem
+from ._numpy_rows import READ, Operations
+
+_SHORT = 32  # classes; shorter rows are worked across
+_WIDEST = 1 << 16  # classes of rows that are worked across: a tile is 8 rows wide
+_PIECE = 4096  # elements that are worth a call
+_ZERO = {dtype: dtype.type(0) for dtype in READ}  # stands for the dtype, for Numba
+
+
+@lru_cache(maxsize=1)
+def _missing() -> list[str]:
+    return [] if find_spec("numba") else ['Numba is not installed: pip install "xsoftmax[numba]"']
+
+
+def refuses(problem: Problem) -> list[str]:
+    return _missing()
+
+
+@lru_cache(maxsize=64)
+def _kernel(module: str, name: str) -> Any:
+    """Imported late, with Numba."""
+    return getattr(import_module(f"xsoftmax.kernels.{module}"), name)
+
+
+class _Kernels:
+    def reads(self, view: Array) -> bool:
+        outer, inner, classes = view.shape
+        if outer > 1 and inner * classes < _PIECE:
+            return False
+        return view.strides[2] == view.itemsize or classes <= _WIDEST
+
+    def normalise(self, operation: str, x: Array, y: Array) -> None:
+        n, classes = x.shape
+        a, b = _memory(x), _memory(y)
+        if classes <= _SHORT or x.strides[1] != x.itemsize or (operation != "logsumexp" and y.strides[1] != y.itemsize):
+            to = (b, y.strides[0]) if operation == "logsumexp" else (b, *y.strides)
+            _kernel("tiles", operation)(n, classes, a, *x.strides, _ZERO[x.dtype], *to, _ZERO[y.dtype])
+        else:
+            _kernel("rows", operation)(n, classes, a, x.strides[0], _ZERO[x.dtype], b, y.strides[0], _ZERO[y.dtype])
+
+    def cross_entropy(
+        self,
+        weight: Array | None,
+        x: Array,
+        targets: Array | None,
+        grad: Array | None,
+        labels: Array | None,
+        zeta: Array | None,
+        scale: Array | None,
+        loss: Array | None,
+    ) -> None:
+        n, classes = x.shape
+        across = classes <= _SHORT or any(a is not None and a.strides[1] != a.itemsize for a in (x, targets, grad))
+        by_row = (_memory(zeta), _step(zeta), _memory(scale), _step(scale), _memory(loss))
+        like = _ZERO[x.dtype]
+        into = like if grad is None else _ZERO[grad.dtype]
+        steps = [(0, 0) if a is None else a.strides for a in (x, targets, grad)]
+        (x_at, t_at, g_at) = (
+            (_memory(a), *(s if across else s[:1])) for a, s in zip((x, targets, grad), steps, strict=True)
+        )
+        module = "tiles" if across else "row_losses"
+        if labels is not None:
+            kernel = _kernel(module, "cross_entropy_labels")
+            kernel(n, classes, *x_at, like, _memory(labels), _memory(weight), *by_row, *g_at, into)
+        else:
+            kernel = _kernel(module, "cross_entropy_dense")
+            kernel(n, classes, *x_at, like, *t_at, _ZERO[targets.dtype], *by_row, *g_at, into)
+
+    def product(self, operation: str, y: Array, v: Array, to: Array) -> None:
+        if any(a.strides[1] != a.itemsize for a in (y, v, to)):
+            result = np.empty(to.shape, to.dtype)
+            self.product(operation, np.ascontiguousarray(y), np.ascontiguousarray(v), result)
+            to[...] = result
+            return
+        arguments = [part for a in (y, v, to) for part in (_memory(a), a.strides[0], _ZERO[a.dtype])]
+        if operation == "softmax_product":
+            _kernel("row_losses", "softmax_product")(*y.shape, *arguments)
+        else:
+            _kernel("row_losses", "log_softmax_product")(*y.shape, *arguments, operation == "log_softmax_vjp")
+
+
+def _memory(a: Array | None) -> int:
+    return 0 if a is None else a.__array_interface__["data"][0]
+
+
+def _step(a: Array | None) -> int:
+    return 0 if a is None else a.strides[0]
+
+
+_operations = Operations("numpy_numba", _Kernels())
+softmax = _operations.softmax
+log_softmax = _operations.log_softmax
+logsumexp = _operations.logsumexp
+cross_entropy = _operations.cross_entropy
+softmax_product = _operations.softmax_product
+log_softmax_vjp = _operations.log_softmax_vjp
+log_softmax_jvp = _operations.log_softmax_jvp

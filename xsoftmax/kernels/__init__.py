@@ -1,0 +1,1 @@
+"""Compiled kernels: the arithmetic of rows, without arrays' names, axes or options."""

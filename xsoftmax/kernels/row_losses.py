@@ -1,0 +1,262 @@
+"""Kernels of cross-entropy and of vector products, for rows whose classes lie side by side.
+
+L = Σ_i t_i (lse − x_i) + ζ lse² and ∂L/∂x_i = T y_i − t_i + 2 ζ lse y_i, where lse = logsumexp(x), T = Σ_i t_i.
+Steps are bytes from row to row, 0 for a value that all rows share; an address 0 stands for an array that is not there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .rows import BLOCK, KEPT, LANES, REACH, buffer, exponentials, fill, largest, refill, scaled, two_sum
+from .vector_math import EXACT, SUMS, exp, item, jit, log1p, pointer
+
+
+@jit(**EXACT)
+def _number(address: int, otherwise: float) -> float:
+    return pointer(address, np.float64)[0] if address else otherwise
+
+
+@jit(**EXACT)
+def _offset(address: int, bytes_: int) -> int:
+    return address + bytes_ if address else 0
+
+
+@jit(**EXACT)
+def cross_entropy_labels(
+    n: int, classes: int, x: int, x_step: int, x_type: Any, labels: int, weight: int, zeta: int, zeta_step: int,
+    scale: int, scale_step: int, loss: int, grad: int, grad_step: int, grad_type: Any,
+) -> None:  # fmt: skip
+    """t = weight[label] at the label, 0 elsewhere."""
+    space, tail = buffer(classes), np.empty(LANES)
+    w, keep = space.ctypes.data, classes <= KEPT
+    for i in range(n):
+        row, to = x + i * x_step, grad + i * grad_step
+        label = pointer(labels, np.int64)[i]
+        factor = _number(_offset(scale, i * scale_step), 1.0)
+        z = _number(_offset(zeta, i * zeta_step), 0.0)
+        m, c, k, wm, q = exponentials(row, x_type, classes, w, keep, tail, item(x_type) == 8)
+        finite = np.isfinite(m)
+        total = _number(_offset(weight, 8 * label), 1.0)
+        at_label = np.float64(pointer(row, x_type)[label])
+        log_sum = log1p(q / wm) if finite else math.nan
+        lse = m + log_sum
+        if loss:
+            far = m - at_label if total != 0.0 else 0.0
+            value = total * log_sum + total * far
+            pointer(loss, np.float64)[i] = value + z * lse * lse if z != 0.0 else value
+        if grad:
+            g = pointer(to, grad_type)
+            if factor == 0.0:
+                fill(g, classes, 0.0)
+            elif not finite:
+                fill(g, classes, math.nan)
+            else:
+                s = q + wm
+                e = exp(max(at_label, m - REACH) - c, k, pointer(row, x_type)[0])
+                y = e / s
+                away = -total * (q / s) if y > 0.5 else total * y - total
+                pull = 2.0 * z * lse if z != 0.0 else 0.0
+                scaled(row, x_type, classes, m, c, k, factor * (total + pull) / s, w, keep, to, grad_type)
+                g[label] = factor * (away + pull * y)
+
+
+@jit(**SUMS)
+def _targets_block(x: Any, t: Any, size: int, m: float) -> tuple[float, float, float]:
+    """Σ t, Σ t below the maximum, and Σ t (m − x) where t ≠ 0."""
+    total, others, far = 0.0, 0.0, 0.0
+    for j in range(size):
+        v, u = np.float64(x[j]), np.float64(t[j])
+        total += u
+        others += u if v < m else 0.0
+        far += u * (m - v) if u != 0.0 else 0.0
+    return total, others, far
+
+
+@jit(**EXACT)
+def _targets(x: int, x_type: Any, t: int, t_type: Any, classes: int, m: float) -> tuple[float, float, float]:
+    total, total_low, others, others_low, far, far_low = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for start in range(0, classes, BLOCK):
+        a, b, d = _targets_block(
+            pointer(x + start * item(x_type), x_type),
+            pointer(t + start * item(t_type), t_type),
+            min(BLOCK, classes - start),
+            m,
+        )
+        total, total_low = two_sum(total, total_low, a)
+        others, others_low = two_sum(others, others_low, b)
+        far, far_low = two_sum(far, far_low, d)
+    # with ∞ the rest is nan
+    return total + total_low, others + others_low, far + far_low if np.isfinite(far) else far
+
+
+@jit(**EXACT)
+def cross_entropy_dense(
+    n: int, classes: int, x: int, x_step: int, x_type: Any, targets: int, t_step: int, t_type: Any, zeta: int,
+    zeta_step: int, scale: int, scale_step: int, loss: int, grad: int, grad_step: int, grad_type: Any,
+) -> None:  # fmt: skip
+    """Any targets t."""
+    space, tail = buffer(classes), np.empty(LANES)
+    w, keep = space.ctypes.data, classes <= KEPT
+    for i in range(n):
+        row, to, t = x + i * x_step, grad + i * grad_step, targets + i * t_step
+        factor = _number(_offset(scale, i * scale_step), 1.0)
+        z = _number(_offset(zeta, i * zeta_step), 0.0)
+        m, c, k, wm, q = exponentials(row, x_type, classes, w, keep, tail, item(x_type) == 8)
+        finite = np.isfinite(m)
+        total, others, far = _targets(row, x_type, t, t_type, classes, m) if finite else (math.nan, math.nan, math.nan)
+        log_sum = log1p(q / wm) if finite else math.nan
+        lse = m + log_sum
+        if loss:
+            value = total * log_sum + far
+            pointer(loss, np.float64)[i] = value + z * lse * lse if z != 0.0 else value
+        if grad:
+            if factor == 0.0:
+                fill(pointer(to, grad_type), classes, 0.0)
+            elif not finite:
+                fill(pointer(to, grad_type), classes, math.nan)
+            else:
+                s = q + wm
+                pull = 2.0 * z * lse if z != 0.0 else 0.0
+                top = others - total * (q / s)  # at a class with more than half of y
+                _dense_grad(
+                    row, x_type, t, t_type, classes, m, c, k, 1.0 / s, total, top, pull, factor, w, keep, to, grad_type
+                )
+
+
+@jit(**EXACT)
+def _dense_grad(
+    x: int, x_type: Any, t: int, t_type: Any, classes: int, m: float, c: float, k: int, inverse: float, total: float,
+    top: float, pull: float, factor: float, w: int, keep: bool, to: int, grad_type: Any,
+) -> None:  # fmt: skip
+    for start in range(0, classes, BLOCK):
+        size = min(BLOCK, classes - start)
+        e = pointer(w + 8 * start if keep else w, np.float64)
+        refill(x, x_type, start, size, m, c, k, w, keep)
+        u, g = pointer(t + start * item(t_type), t_type), pointer(to + start * item(grad_type), grad_type)
+        for j in range(size):
+            y = e[j] * inverse
+            away = top if y > 0.5 else total * y - np.float64(u[j])
+            e[j] = factor * (away + pull * y)
+        for j in range(size):
+            g[j] = e[j]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# products with a vector
+
+
+@jit(**SUMS)
+def _majority_block(y: Any, v: Any, size: int) -> tuple[float, float, float]:
+    """Σ y, Σ y v, and v at the class with more than half of y."""
+    total, dot, pivot = 0.0, 0.0, 0.0
+    for j in range(size):
+        p, u = np.float64(y[j]), np.float64(v[j])
+        total += p
+        dot += p * u
+        pivot += u if p > 0.5 else 0.0
+    return total, dot, pivot
+
+
+@jit(**SUMS)
+def _dot_block(y: Any, v: Any, size: int, pivot: float) -> float:
+    dot = 0.0
+    for j in range(size):
+        dot += np.float64(y[j]) * (np.float64(v[j]) - pivot)
+    return dot
+
+
+@jit(**EXACT)
+def softmax_product(
+    n: int, classes: int, y: int, y_step: int, y_type: Any, v: int, v_step: int, v_type: Any, to: int, to_step: int,
+    to_type: Any,
+) -> None:  # fmt: skip
+    """y_i (v_i − Σ_j y_j v_j), v relative to a class with more than half of y where Σ y = 1 but for rounding."""
+    space = np.empty(BLOCK)
+    d = pointer(space.ctypes.data, np.float64)
+    for i in range(n):
+        ys, vs, out = y + i * y_step, v + i * v_step, to + i * to_step
+        total, low, dot, dot_low, pivot = 0.0, 0.0, 0.0, 0.0, 0.0
+        for start in range(0, classes, BLOCK):
+            a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
+            part, product, at_top = _majority_block(a, b, min(BLOCK, classes - start))
+            total, low = two_sum(total, low, part)
+            dot, dot_low = two_sum(dot, dot_low, product)
+            pivot += at_top
+        if not abs(total + low - 1.0) < 1.0 / 64.0:
+            pivot = 0.0
+        if pivot != 0.0:
+            dot, dot_low = 0.0, 0.0
+            for start in range(0, classes, BLOCK):
+                a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
+                dot, dot_low = two_sum(dot, dot_low, _dot_block(a, b, min(BLOCK, classes - start), pivot))
+        mean = dot + dot_low
+        for start in range(0, classes, BLOCK):
+            a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
+            g = pointer(out + start * item(to_type), to_type)
+            size = min(BLOCK, classes - start)
+            for j in range(size):
+                d[j] = np.float64(a[j]) * ((np.float64(b[j]) - pivot) - mean)
+            for j in range(size):
+                g[j] = d[j]
+
+
+@jit(**SUMS)
+def _log_block(log_y: Any, v: Any, size: int, like: Any, w: Any) -> tuple[float, float]:
+    """Σ v and Σ exp(log_y) v; the exponentials, times 2^500, in w."""
+    total, dot = 0.0, 0.0
+    for j in range(size):
+        a, u = np.float64(log_y[j]), np.float64(v[j])
+        w[j] = exp(a if a > -REACH else -REACH, 500, like)
+        total += u
+        dot += w[j] * u
+    return total, dot
+
+
+@jit(**EXACT)
+def _log_terms(log_y: Any, v: Any, size: int, like: Any, ordinary: bool, w: Any) -> tuple[float, float]:
+    if ordinary:
+        return _log_block(log_y, v, size, like, w)
+    total, dot = 0.0, 0.0
+    for j in range(size):
+        w[j] = math.exp(log_y[j]) * 2.0**500
+        total += v[j]
+        dot += w[j] * v[j]
+    return total, dot
+
+
+@jit(**EXACT)
+def log_softmax_product(
+    n: int, classes: int, log_y: int, y_step: int, y_type: Any, v: int, v_step: int, v_type: Any, to: int, to_step: int,
+    to_type: Any, transposed: bool,
+) -> None:  # fmt: skip
+    """v_i − Σ_j exp(log_y_j) v_j; transposed: v_i − exp(log_y_i) Σ_j v_j."""
+    space = np.empty(BLOCK)
+    w = pointer(space.ctypes.data, np.float64)
+    for i in range(n):
+        ys, vs, out = log_y + i * y_step, v + i * v_step, to + i * to_step
+        row = pointer(ys, y_type)
+        ordinary = largest(row, classes) <= 1.0  # no log-probability is larger; nan is not ordinary either
+        total, low, dot, dot_low = 0.0, 0.0, 0.0, 0.0
+        for start in range(0, classes, BLOCK):
+            a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
+            part, product = _log_terms(a, b, min(BLOCK, classes - start), row[0], ordinary, w)
+            total, low = two_sum(total, low, part)
+            dot, dot_low = two_sum(dot, dot_low, product)
+        total, dot = (total + low) * 2.0**-500, (dot + dot_low) * 2.0**-500
+        for start in range(0, classes, BLOCK):
+            a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
+            g = pointer(out + start * item(to_type), to_type)
+            size = min(BLOCK, classes - start)
+            if transposed:
+                _log_terms(a, b, size, row[0], ordinary, w)
+                for j in range(size):
+                    w[j] = np.float64(b[j]) - w[j] * total
+            else:
+                for j in range(size):
+                    w[j] = np.float64(b[j]) - dot
+            for j in range(size):
+                g[j] = w[j]

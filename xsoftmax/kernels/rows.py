@@ -1,0 +1,214 @@
+"""Kernels of rows whose classes lie side by side, for Numba: one row after the other, each read while it is in cache.
+
+Arrays are addresses, steps are bytes from row to row; x logits, m max x, e = exp(x − c) 2^k, wm = e at the maximum,
+q = Σ e less one copy of wm. Everything inside is float64, rounded once at the store. A row with nan or ∞ is nan.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .vector_math import EXACT, SUMS, exp, exponent, item, jit, log1p, maximum, pointer
+
+LANES = 32  # what a loop takes at once: the end of a row is padded, since LLVM would go on there number by number
+BLOCK = 1024  # classes whose terms are added plainly; sums of blocks are compensated
+KEPT = 65_536  # classes whose exponentials are kept between passes, in 512 KiB; those of longer rows are computed twice
+_DIGITS = 2.0**-20  # Σ e − wm above this share of wm has more than the digits of a float32
+TOP = 500  # exponent of wm
+REACH = 760.0  # exp(−760) is 0 beside 1, also as a sum of 2²¹ terms
+UNSHIFTED = 2.0**20  # where argument reduction alone is exact; beyond, x − m is
+
+
+@jit(**EXACT)
+def largest(x: Any, size: int) -> float:
+    m = x[0]
+    for j in range(size):
+        m = maximum(m, x[j])
+    return np.float64(m)
+
+
+@jit(**EXACT)
+def padded(x: Any, start: int, classes: int, to: Any) -> None:
+    for j in range(LANES):
+        to[j] = -np.inf
+    for j in range(classes - start):
+        to[j] = x[start + j]
+
+
+@jit(**EXACT)
+def shift(m: float) -> tuple[float, int]:
+    c = 0.0 if abs(m) <= UNSHIFTED else m
+    return c, TOP - exponent(m - c)
+
+
+@jit(**SUMS)
+def _block(x: Any, size: int, m: float, c: float, k: int, like: Any, w: Any) -> float:
+    """Σ e; the exponentials in w."""
+    s, lowest = 0.0, m - REACH
+    for j in range(size):
+        v = np.float64(x[j])
+        e = exp((v if v > lowest else lowest) - c, k, like)
+        w[j] = e
+        s += e
+    return s
+
+
+@jit(**SUMS)
+def _others(x: Any, size: int, m: float, w: Any) -> tuple[float, float]:
+    """Σ e below the maximum, and how many classes are at it."""
+    q, ties = 0.0, 0.0
+    for j in range(size):
+        v = np.float64(x[j])
+        q += w[j] if v < m else 0.0
+        ties += 1.0 if v == m else 0.0
+    return q, ties
+
+
+@jit(**EXACT)
+def two_sum(high: float, low: float, x: float) -> tuple[float, float]:
+    """high + low + x, the rounding of high + x kept in low (Knuth)."""
+    s = high + x
+    b = s - high
+    return s, low + ((high - (s - b)) + (x - b))
+
+
+@jit(**EXACT)
+def exponentials(
+    x: int, x_type: Any, classes: int, w: int, keep: bool, space: Any, careful: bool
+) -> tuple[float, float, int, float, float]:
+    """m, c, k, wm and q; the exponentials of the last block, or of all, in w. m = ∞ or nan: nothing else counts.
+
+    `careful`: add without the maximum; else q = Σ e − wm, unless that is so small that it has lost digits.
+    """
+    row, end = pointer(x, x_type), classes // LANES * LANES
+    tail = pointer(space.ctypes.data, np.float64)
+    m = -np.inf
+    if end:
+        m = largest(row, end)
+    if end < classes:
+        padded(row, end, classes, tail)
+        m = maximum(m, largest(tail, LANES))
+    if not np.isfinite(m):
+        return m, 0.0, 0, math.nan, math.nan
+    c, k = shift(m)
+    wm = exp(m - c, k, row[0])
+    if not careful:
+        s, rest = 0.0, 0.0
+        for start in range(0, end, BLOCK):
+            into = pointer(w + 8 * start if keep else w, np.float64)
+            block = pointer(x + start * item(x_type), x_type)
+            s, rest = two_sum(s, rest, _block(block, min(BLOCK, end - start), m, c, k, row[0], into))
+        if end < classes:
+            into = pointer(w + 8 * end if keep else w, np.float64)
+            s, rest = two_sum(s, rest, _block(tail, LANES, m, c, k, row[0], into))
+        q = (s - wm) + rest
+        if q > _DIGITS * wm:
+            return m, c, k, wm, q
+    q, rest, ties = 0.0, 0.0, 0.0
+    for start in range(0, end, BLOCK):
+        size, into = min(BLOCK, end - start), pointer(w + 8 * start if keep else w, np.float64)
+        block = pointer(x + start * item(x_type), x_type)
+        _block(block, size, m, c, k, row[0], into)
+        part, tied = _others(block, size, m, into)
+        q, rest = two_sum(q, rest, part)
+        ties += tied
+    if end < classes:
+        into = pointer(w + 8 * end if keep else w, np.float64)
+        _block(tail, LANES, m, c, k, row[0], into)
+        part, tied = _others(tail, LANES, m, into)
+        q, rest = two_sum(q, rest, part)
+        ties += tied
+    return m, c, k, wm, (q + rest) + (ties - 1.0) * wm
+
+
+@jit(**EXACT)
+def refill(x: int, x_type: Any, start: int, size: int, m: float, c: float, k: int, w: int, keep: bool) -> None:
+    """The exponentials of a block, in w; those that were kept are there."""
+    if not keep:
+        block = pointer(x + start * item(x_type), x_type)
+        _block(block, size, m, c, k, block[0], pointer(w, np.float64))
+
+
+@jit(**EXACT)
+def scaled(
+    x: int,
+    x_type: Any,
+    classes: int,
+    m: float,
+    c: float,
+    k: int,
+    factor: float,
+    w: int,
+    keep: bool,
+    y: int,
+    y_type: Any,
+) -> None:
+    """y = factor · e; through w, so that y may be x."""
+    for start in range(0, classes, BLOCK):
+        size = min(BLOCK, classes - start)
+        refill(x, x_type, start, size, m, c, k, w, keep)
+        e, to = pointer(w + 8 * start if keep else w, np.float64), pointer(y + start * item(y_type), y_type)
+        for j in range(size):
+            to[j] = e[j] * factor
+
+
+@jit(**EXACT)
+def fill(y: Any, size: int, value: float) -> None:
+    for j in range(size):
+        y[j] = value
+
+
+@jit(**EXACT)
+def buffer(classes: int) -> Any:
+    return np.empty(max(classes + LANES, BLOCK) if classes <= KEPT else BLOCK)
+
+
+@jit(**EXACT)
+def softmax(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_step: int, y_type: Any) -> None:
+    space = buffer(classes)
+    w, keep = space.ctypes.data, classes <= KEPT
+    tail = np.empty(LANES)
+    for i in range(n):
+        row, to = x + i * x_step, y + i * y_step
+        m, c, k, wm, q = exponentials(row, x_type, classes, w, keep, tail, item(x_type) == 8)
+        if np.isfinite(m):
+            scaled(row, x_type, classes, m, c, k, 1.0 / (q + wm), w, keep, to, y_type)
+        else:
+            fill(pointer(to, y_type), classes, math.nan)
+
+
+@jit(**EXACT)
+def log_softmax(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_step: int, y_type: Any) -> None:
+    space = np.empty(BLOCK)
+    w = space.ctypes.data
+    d = pointer(w, np.float64)
+    tail = np.empty(LANES)
+    for i in range(n):
+        row, to = x + i * x_step, y + i * y_step
+        m, _, _, wm, q = exponentials(row, x_type, classes, w, False, tail, item(x_type) == 8)
+        if not np.isfinite(m):
+            fill(pointer(to, y_type), classes, math.nan)
+            continue
+        log_sum = log1p(q / wm)
+        for start in range(0, classes, BLOCK):
+            block = pointer(row + start * item(x_type), x_type)
+            into = pointer(to + start * item(y_type), y_type)
+            size = min(BLOCK, classes - start)
+            for j in range(size):
+                d[j] = np.float64(block[j]) - m
+            for j in range(size):
+                into[j] = d[j] - log_sum
+
+
+@jit(**EXACT)
+def logsumexp(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_step: int, y_type: Any) -> None:
+    space = np.empty(BLOCK)
+    tail = np.empty(LANES)
+    for i in range(n):
+        m, _, _, wm, q = exponentials(
+            x + i * x_step, x_type, classes, space.ctypes.data, False, tail, item(x_type) == 8
+        )
+        pointer(y + i * y_step, y_type)[0] = m + log1p(q / wm) if np.isfinite(m) else m
