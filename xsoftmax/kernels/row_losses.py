@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .rows import BLOCK, KEPT, LANES, REACH, buffer, exponentials, fill, largest, refill, scaled, two_sum
+from .rows import BLOCK, KEPT, LANES, REACH, alive, buffer, exponentials, fill, largest, refill, scaled, two_sum
 from .vector_math import EXACT, SUMS, exp, item, jit, log1p, pointer
 
 
@@ -56,12 +56,14 @@ def cross_entropy_labels(
                 fill(g, classes, math.nan)
             else:
                 s = q + wm
-                e = exp(max(at_label, m - REACH) - c, k, pointer(row, x_type)[0])
+                e = exp(max(at_label - c, (m - c) - REACH), k, pointer(row, x_type)[0])
                 y = e / s
                 away = -total * (q / s) if y > 0.5 else total * y - total
                 pull = 2.0 * z * lse if z != 0.0 else 0.0
                 scaled(row, x_type, classes, m, c, k, factor * (total + pull) / s, w, keep, to, grad_type)
                 g[label] = factor * (away + pull * y)
+    alive(space)
+    alive(tail)
 
 
 @jit(**SUMS)
@@ -125,6 +127,8 @@ def cross_entropy_dense(
                 _dense_grad(
                     row, x_type, t, t_type, classes, m, c, k, 1.0 / s, total, top, pull, factor, w, keep, to, grad_type
                 )
+    alive(space)
+    alive(tail)
 
 
 @jit(**EXACT)
@@ -202,6 +206,7 @@ def softmax_product(
                 d[j] = np.float64(a[j]) * ((np.float64(b[j]) - pivot) - mean)
             for j in range(size):
                 g[j] = d[j]
+    alive(space)
 
 
 @jit(**SUMS)
@@ -260,3 +265,4 @@ def log_softmax_product(
                     w[j] = np.float64(b[j]) - dot
             for j in range(size):
                 g[j] = w[j]
+    alive(space)

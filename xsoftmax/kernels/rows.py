@@ -47,10 +47,10 @@ def shift(m: float) -> tuple[float, int]:
 @jit(**SUMS)
 def _block(x: Any, size: int, m: float, c: float, k: int, like: Any, w: Any) -> float:
     """Σ e; the exponentials in w."""
-    s, lowest = 0.0, m - REACH
+    s, lowest = 0.0, (m - c) - REACH
     for j in range(size):
-        v = np.float64(x[j])
-        e = exp((v if v > lowest else lowest) - c, k, like)
+        d = np.float64(x[j]) - c
+        e = exp(d if d > lowest else lowest, k, like)
         w[j] = e
         s += e
     return s
@@ -162,6 +162,12 @@ def fill(y: Any, size: int, value: float) -> None:
 
 
 @jit(**EXACT)
+def alive(space: Any) -> None:
+    """Numba frees an array after its last use, and an address is none: this is the last."""
+    space[0] = 0.0
+
+
+@jit(**EXACT)
 def buffer(classes: int) -> Any:
     return np.empty(max(classes + LANES, BLOCK) if classes <= KEPT else BLOCK)
 
@@ -178,6 +184,8 @@ def softmax(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_st
             scaled(row, x_type, classes, m, c, k, 1.0 / (q + wm), w, keep, to, y_type)
         else:
             fill(pointer(to, y_type), classes, math.nan)
+    alive(space)
+    alive(tail)
 
 
 @jit(**EXACT)
@@ -201,6 +209,8 @@ def log_softmax(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, 
                 d[j] = np.float64(block[j]) - m
             for j in range(size):
                 into[j] = d[j] - log_sum
+    alive(space)
+    alive(tail)
 
 
 @jit(**EXACT)
@@ -212,3 +222,5 @@ def logsumexp(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_
             x + i * x_step, x_type, classes, space.ctypes.data, False, tail, item(x_type) == 8
         )
         pointer(y + i * y_step, y_type)[0] = m + log1p(q / wm) if np.isfinite(m) else m
+    alive(space)
+    alive(tail)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .rows import REACH, TOP, UNSHIFTED, two_sum
+from .rows import REACH, TOP, UNSHIFTED, alive, two_sum
 from .vector_math import EXACT, exp, exponent, item, jit, log1p, maximum, pointer
 
 # numbers of a row, kept side by side for a tile
@@ -87,7 +87,7 @@ def _maxima(z: int, size: int, classes: int, space: int) -> None:
 
 @jit(**EXACT)
 def _shifts(size: int, space: int, like: Any) -> None:
-    """c, k, the lowest x that counts, and wm; 0 stands for an m that is not finite."""
+    """c, k, the lowest x − c that counts, and wm; 0 stands for an m that is not finite."""
     m, c, lowest = line(space, _M, size), line(space, _C, size), line(space, _LOWEST, size)
     k, wm = pointer(space + 8 * _K * size, np.int64), line(space, _WM, size)
     q, low, part, ties = (
@@ -100,7 +100,7 @@ def _shifts(size: int, space: int, like: Any) -> None:
         m0 = m[t] if abs(m[t]) < np.inf else 0.0
         c[t] = 0.0 if abs(m0) <= UNSHIFTED else m0
         k[t] = TOP - exponent(m0 - c[t])
-        lowest[t] = m0 - REACH
+        lowest[t] = (m0 - c[t]) - REACH
         wm[t] = exp(m0 - c[t], k[t], like)
         q[t], low[t], part[t], ties[t] = 0.0, 0.0, 0.0, 0.0
 
@@ -125,7 +125,8 @@ def _exponentials(z: int, w: int, w_step: int, size: int, classes: int, space: i
         x, e = line(z, j, size), pointer(w + j * w_step, np.float64)
         for t in range(size):
             v = x[t]
-            e[t] = exp((v if v > lowest[t] else lowest[t]) - c[t], k[t], like)
+            d = v - c[t]
+            e[t] = exp(d if d > lowest[t] else lowest[t], k[t], like)
             part[t] += e[t] if v < m[t] else 0.0
             ties[t] += 1.0 if v == m[t] else 0.0
         if j % _PLAIN == _PLAIN - 1:
@@ -145,7 +146,7 @@ def softmax(
     y_type: Any,
 ) -> None:  # fmt: skip
     size = width(classes)
-    tile, numbers = np.empty((2, classes, size)), np.empty((_NUMBERS, size))
+    tile, numbers = np.empty(2 * classes * size), np.empty(_NUMBERS * size)
     z, space = tile.ctypes.data, numbers.ctypes.data
     w = z + 8 * classes * size
     q, wm, m, factor = line(space, _Q, size), line(space, _WM, size), line(space, _M, size), line(space, _A, size)
@@ -160,6 +161,8 @@ def softmax(
             for t in range(size):
                 to[t] = e[t] * factor[t]
         _store(z, size, rows, classes, y + start * y_step, y_step, y_class_step, y_type)
+    alive(tile)
+    alive(numbers)
 
 
 @jit(**EXACT)
@@ -168,7 +171,7 @@ def log_softmax(
     y_type: Any,
 ) -> None:  # fmt: skip
     size = width(classes)
-    tile, numbers = np.empty((classes, size)), np.empty((_NUMBERS, size))
+    tile, numbers = np.empty(classes * size), np.empty(_NUMBERS * size)
     z, space = tile.ctypes.data, numbers.ctypes.data
     m, log_sum = line(space, _M, size), line(space, _LOG_SUM, size)
     for start in range(0, n, size):
@@ -180,6 +183,8 @@ def log_softmax(
             for t in range(size):
                 v[t] = (v[t] - m[t]) - log_sum[t]
         _store(z, size, rows, classes, y + start * y_step, y_step, y_class_step, y_type)
+    alive(tile)
+    alive(numbers)
 
 
 @jit(**EXACT)
@@ -187,7 +192,7 @@ def logsumexp(
     n: int, classes: int, x: int, x_step: int, x_class_step: int, x_type: Any, y: int, y_step: int, y_type: Any
 ) -> None:
     size = width(classes)
-    tile, numbers = np.empty((classes, size)), np.empty((_NUMBERS, size))
+    tile, numbers = np.empty(classes * size), np.empty(_NUMBERS * size)
     z, space = tile.ctypes.data, numbers.ctypes.data
     m, log_sum = line(space, _M, size), line(space, _LOG_SUM, size)
     for start in range(0, n, size):
@@ -197,6 +202,8 @@ def logsumexp(
         for t in range(rows):
             value = m[t] + log_sum[t] if abs(m[t]) < np.inf else m[t]
             pointer(y + (start + t) * y_step, y_type)[0] = value
+    alive(tile)
+    alive(numbers)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -217,7 +224,7 @@ def cross_entropy_labels(
     grad_type: Any,
 ) -> None:  # fmt: skip
     size = width(classes)
-    tile, numbers = np.empty((2, classes, size)), np.empty((_NUMBERS, size))
+    tile, numbers = np.empty(2 * classes * size), np.empty(_NUMBERS * size)
     z, space = tile.ctypes.data, numbers.ctypes.data
     w = z + 8 * classes * size
     m, log_sum, q, wm = (
@@ -262,6 +269,8 @@ def cross_entropy_labels(
                 if factor[t] != 0.0:
                     line(z, pointer(labels, np.int64)[start + t], size)[t] = at_label[t]
             _store(z, size, rows, classes, grad + start * grad_step, grad_step, grad_class_step, grad_type)
+    alive(tile)
+    alive(numbers)
 
 
 @jit(**EXACT)
@@ -271,7 +280,7 @@ def cross_entropy_dense(
     grad_step: int, grad_class_step: int, grad_type: Any,
 ) -> None:  # fmt: skip
     size = width(classes)
-    tile, numbers, sums = np.empty((3, classes, size)), np.empty((_NUMBERS, size)), np.empty((6, size))
+    tile, numbers, sums = np.empty(3 * classes * size), np.empty(_NUMBERS * size), np.empty(6 * size)
     z, space, added = tile.ctypes.data, numbers.ctypes.data, sums.ctypes.data
     w, u = z + 8 * classes * size, z + 16 * classes * size
     m, log_sum, q, wm = (
@@ -310,6 +319,9 @@ def cross_entropy_dense(
                     away = top[t] if y > 0.5 else total[t] * y - target[t]
                     to[t] = factor[t] * (away + pull[t] * y) if factor[t] != 0.0 else 0.0
             _store(z, size, rows, classes, grad + start * grad_step, grad_step, grad_class_step, grad_type)
+    alive(tile)
+    alive(numbers)
+    alive(sums)
 
 
 @jit(**EXACT)
