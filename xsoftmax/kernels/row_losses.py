@@ -11,7 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from .rows import BLOCK, KEPT, LANES, REACH, alive, buffer, exponentials, fill, largest, refill, scaled, two_sum
+from .rows import (
+    BLOCK,
+    KEPT,
+    LANES,
+    REACH,
+    alive,
+    buffer,
+    exponentials,
+    fill,
+    largest,
+    quotient,
+    refill,
+    scaled,
+    two_sum,
+)
 from .vector_math import EXACT, SUMS, exp, item, jit, log1p, pointer
 
 
@@ -60,7 +74,7 @@ def cross_entropy_labels(
                 y = e / s
                 away = -total * (q / s) if y > 0.5 else total * y - total
                 pull = 2.0 * z * lse if z != 0.0 else 0.0
-                scaled(row, x_type, classes, m, c, k, factor * (total + pull) / s, w, keep, to, grad_type)
+                scaled(row, x_type, classes, m, c, k, quotient(factor * (total + pull), q, wm), w, keep, to, grad_type)
                 g[label] = factor * (away + pull * y)
     alive(space)
     alive(tail)
@@ -125,7 +139,23 @@ def cross_entropy_dense(
                 pull = 2.0 * z * lse if z != 0.0 else 0.0
                 top = others - total * (q / s)  # at a class with more than half of y
                 _dense_grad(
-                    row, x_type, t, t_type, classes, m, c, k, 1.0 / s, total, top, pull, factor, w, keep, to, grad_type
+                    row,
+                    x_type,
+                    t,
+                    t_type,
+                    classes,
+                    m,
+                    c,
+                    k,
+                    quotient(1.0, q, wm),
+                    total,
+                    top,
+                    pull,
+                    factor,
+                    w,
+                    keep,
+                    to,
+                    grad_type,
                 )
     alive(space)
     alive(tail)
@@ -133,8 +163,8 @@ def cross_entropy_dense(
 
 @jit(**EXACT)
 def _dense_grad(
-    x: int, x_type: Any, t: int, t_type: Any, classes: int, m: float, c: float, k: int, inverse: float, total: float,
-    top: float, pull: float, factor: float, w: int, keep: bool, to: int, grad_type: Any,
+    x: int, x_type: Any, t: int, t_type: Any, classes: int, m: float, c: float, k: int, inverse: tuple[float, float],
+    total: float, top: float, pull: float, factor: float, w: int, keep: bool, to: int, grad_type: Any,
 ) -> None:  # fmt: skip
     for start in range(0, classes, BLOCK):
         size = min(BLOCK, classes - start)
@@ -142,7 +172,7 @@ def _dense_grad(
         refill(x, x_type, start, size, m, c, k, w, keep)
         u, g = pointer(t + start * item(t_type), t_type), pointer(to + start * item(grad_type), grad_type)
         for j in range(size):
-            y = e[j] * inverse
+            y = e[j] * inverse[0] + e[j] * inverse[1]
             away = top if y > 0.5 else total * y - np.float64(u[j])
             e[j] = factor * (away + pull * y)
         for j in range(size):

@@ -14,7 +14,8 @@ import numpy as np
 from .vector_math import EXACT, SUMS, exp, exponent, item, jit, log1p, maximum, pointer
 
 LANES = 32  # what a loop takes at once: the end of a row is padded, since LLVM would go on there number by number
-BLOCK = 1024  # classes whose terms are added plainly; sums of blocks are compensated
+BLOCK = 1024  # classes whose terms are added plainly, 32 side by side; sums of blocks are compensated
+_EXACT_BLOCK = 256  # where a sum of equal terms that always rounds up would be seen: 32 additions are off by 5 ulp
 KEPT = 65_536  # classes whose exponentials are kept between passes, in 512 KiB; those of longer rows are computed twice
 _DIGITS = 2.0**-20  # Σ e − wm above this share of wm has more than the digits of a float32
 TOP = 500  # exponent of wm
@@ -108,8 +109,9 @@ def exponentials(
         if q > _DIGITS * wm:
             return m, c, k, wm, q
     q, rest, ties = 0.0, 0.0, 0.0
-    for start in range(0, end, BLOCK):
-        size, into = min(BLOCK, end - start), pointer(w + 8 * start if keep else w, np.float64)
+    step = _EXACT_BLOCK if item(x_type) == 8 else BLOCK
+    for start in range(0, end, step):
+        size, into = min(step, end - start), pointer(w + 8 * start if keep else w, np.float64)
         block = pointer(x + start * item(x_type), x_type)
         _block(block, size, m, c, k, row[0], into)
         part, tied = _others(block, size, m, into)
@@ -133,26 +135,30 @@ def refill(x: int, x_type: Any, start: int, size: int, m: float, c: float, k: in
 
 
 @jit(**EXACT)
+def quotient(factor: float, q: float, wm: float) -> tuple[float, float]:
+    """factor / (q + wm) and what its rounding, and that of the sum, leaves."""
+    s, low = two_sum(wm, 0.0, q)
+    ratio = factor / s
+    return ratio, ((factor - s * ratio) - low * ratio) / s
+
+
+@jit(**EXACT)
 def scaled(
-    x: int,
-    x_type: Any,
-    classes: int,
-    m: float,
-    c: float,
-    k: int,
-    factor: float,
-    w: int,
-    keep: bool,
-    y: int,
-    y_type: Any,
-) -> None:
-    """y = factor · e; through w, so that y may be x."""
+    x: int, x_type: Any, classes: int, m: float, c: float, k: int, ratio: tuple[float, float], w: int, keep: bool,
+    y: int, y_type: Any,
+) -> None:  # fmt: skip
+    """y = ratio · e; through w, so that y may be x."""
+    high, low = ratio
     for start in range(0, classes, BLOCK):
         size = min(BLOCK, classes - start)
         refill(x, x_type, start, size, m, c, k, w, keep)
         e, to = pointer(w + 8 * start if keep else w, np.float64), pointer(y + start * item(y_type), y_type)
-        for j in range(size):
-            to[j] = e[j] * factor
+        if item(y_type) == 8:
+            for j in range(size):
+                to[j] = e[j] * high + e[j] * low
+        else:
+            for j in range(size):
+                to[j] = e[j] * high
 
 
 @jit(**EXACT)
@@ -181,7 +187,7 @@ def softmax(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_st
         row, to = x + i * x_step, y + i * y_step
         m, c, k, wm, q = exponentials(row, x_type, classes, w, keep, tail, item(x_type) == 8)
         if np.isfinite(m):
-            scaled(row, x_type, classes, m, c, k, 1.0 / (q + wm), w, keep, to, y_type)
+            scaled(row, x_type, classes, m, c, k, quotient(1.0, q, wm), w, keep, to, y_type)
         else:
             fill(pointer(to, y_type), classes, math.nan)
     alive(space)

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from .rows import REACH, TOP, UNSHIFTED, alive, two_sum
+from .rows import REACH, TOP, UNSHIFTED, alive, quotient, two_sum
 from .vector_math import EXACT, exp, exponent, item, jit, log1p, maximum, pointer
 
 # numbers of a row, kept side by side for a tile
-_M, _C, _K, _LOWEST, _WM, _Q, _LOW, _PART, _TIES, _LOG_SUM, _A, _B, _D = range(13)
-_NUMBERS = 13
-_PLAIN = 32  # classes whose terms are added plainly; sums of blocks are compensated
+_M, _C, _K, _LOWEST, _WM, _Q, _LOW, _PART, _TIES, _LOG_SUM, _A, _B, _D, _REST = range(14)
+_NUMBERS = 14
+_PLAIN = 32  # classes whose float32 terms are added plainly; all other sums are compensated
 
 
 @jit(**EXACT)
@@ -129,7 +129,7 @@ def _exponentials(z: int, w: int, w_step: int, size: int, classes: int, space: i
             e[t] = exp(d if d > lowest[t] else lowest[t], k[t], like)
             part[t] += e[t] if v < m[t] else 0.0
             ties[t] += 1.0 if v == m[t] else 0.0
-        if j % _PLAIN == _PLAIN - 1:
+        if item(like) == 8 or j % _PLAIN == _PLAIN - 1:
             _flush(size, space)
     _flush(size, space)
     q, low, log_sum = line(space, _Q, size), line(space, _LOW, size), line(space, _LOG_SUM, size)
@@ -149,17 +149,19 @@ def softmax(
     tile, numbers = np.empty(2 * classes * size), np.empty(_NUMBERS * size)
     z, space = tile.ctypes.data, numbers.ctypes.data
     w = z + 8 * classes * size
-    q, wm, m, factor = line(space, _Q, size), line(space, _WM, size), line(space, _M, size), line(space, _A, size)
+    q, wm, m = line(space, _Q, size), line(space, _WM, size), line(space, _M, size)
+    factor, rest = line(space, _A, size), line(space, _REST, size)
     for start in range(0, n, size):
         rows = min(size, n - start)
         _load(x + start * x_step, x_step, x_class_step, x_type, rows, classes, size, z)
         _exponentials(z, w, 8 * size, size, classes, space, x_type)
         for t in range(size):
-            factor[t] = 1.0 / (q[t] + wm[t]) if abs(m[t]) < np.inf else math.nan
+            high, low = quotient(1.0, q[t], wm[t])
+            factor[t], rest[t] = high if abs(m[t]) < np.inf else math.nan, low
         for j in range(classes):
             e, to = line(w, j, size), line(z, j, size)
             for t in range(size):
-                to[t] = e[t] * factor[t]
+                to[t] = e[t] * factor[t] + e[t] * rest[t]
         _store(z, size, rows, classes, y + start * y_step, y_step, y_class_step, y_type)
     alive(tile)
     alive(numbers)
@@ -233,7 +235,8 @@ def cross_entropy_labels(
         line(space, _Q, size),
         line(space, _WM, size),
     )
-    factor, zetas, slope = line(space, _A, size), line(space, _B, size), line(space, _D, size)
+    factor, zetas = line(space, _A, size), line(space, _B, size)
+    slope, rest = line(space, _D, size), line(space, _REST, size)
     for start in range(0, n, size):
         rows = min(size, n - start)
         _load(x + start * x_step, x_step, x_class_step, x_type, rows, classes, size, z)
@@ -254,7 +257,8 @@ def cross_entropy_labels(
                 away = -total * (q[t] / s) if y > 0.5 else total * y - total
                 pull = 2.0 * zetas[t] * lse if zetas[t] != 0.0 else 0.0
                 lost = math.nan if not abs(m[t]) < np.inf else 0.0
-                slope[t] = factor[t] * (total + pull) / s + lost
+                high, rest[t] = quotient(factor[t] * (total + pull), q[t], wm[t])
+                slope[t] = high + lost
                 # z is not needed any more: the gradient at the label, until the others are there
                 line(z, 0, size)[t] = factor[t] * (away + pull * y) + lost
         if grad:
@@ -264,7 +268,7 @@ def cross_entropy_labels(
             for j in range(classes):
                 e, to = line(w, j, size), line(z, j, size)
                 for t in range(size):
-                    to[t] = e[t] * slope[t] if factor[t] != 0.0 else 0.0
+                    to[t] = e[t] * slope[t] + e[t] * rest[t] if factor[t] != 0.0 else 0.0
             for t in range(rows):
                 if factor[t] != 0.0:
                     line(z, pointer(labels, np.int64)[start + t], size)[t] = at_label[t]
@@ -289,7 +293,8 @@ def cross_entropy_dense(
         line(space, _Q, size),
         line(space, _WM, size),
     )
-    factor, zetas, slope = line(space, _A, size), line(space, _B, size), line(space, _D, size)
+    factor, zetas = line(space, _A, size), line(space, _B, size)
+    slope, rest = line(space, _D, size), line(space, _REST, size)
     total, others, far = line(added, 0, size), line(added, 1, size), line(added, 2, size)
     inverse, top, pull = line(added, 3, size), line(added, 4, size), line(added, 5, size)
     for start in range(0, n, size):
@@ -305,7 +310,8 @@ def cross_entropy_dense(
             value = total[t] * log_sum[t] + far[t]
             slope[t] = value + zetas[t] * lse * lse if zetas[t] != 0.0 else value
             s = q[t] + wm[t]
-            inverse[t] = 1.0 / s if abs(m[t]) < np.inf else math.nan
+            high, rest[t] = quotient(1.0, q[t], wm[t])
+            inverse[t] = high if abs(m[t]) < np.inf else math.nan
             top[t] = others[t] - total[t] * (q[t] / s)
             pull[t] = 2.0 * zetas[t] * lse if zetas[t] != 0.0 else 0.0
         if loss:
@@ -315,7 +321,7 @@ def cross_entropy_dense(
             for j in range(classes):
                 e, target, to = line(w, j, size), line(u, j, size), line(z, j, size)
                 for t in range(size):
-                    y = e[t] * inverse[t]
+                    y = e[t] * inverse[t] + e[t] * rest[t]
                     away = top[t] if y > 0.5 else total[t] * y - target[t]
                     to[t] = factor[t] * (away + pull[t] * y) if factor[t] != 0.0 else 0.0
             _store(z, size, rows, classes, grad + start * grad_step, grad_step, grad_class_step, grad_type)

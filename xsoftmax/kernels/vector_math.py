@@ -130,7 +130,9 @@ _P32 = tuple(
 def _exp64(x: float, k: int) -> float:
     t = x * _LOG2_E + _ROUND
     n = t - _ROUND
-    r = (x - n * _LN2) - n * _LN2_REST
+    near, rest = x - n * _LN2, n * _LN2_REST
+    r = near - rest
+    lost = (near - r) - rest
     p = _P64[10]
     p = p * r + _P64[9]
     p = p * r + _P64[8]
@@ -142,7 +144,8 @@ def _exp64(x: float, k: int) -> float:
     p = p * r + _P64[2]
     p = p * r + _P64[1]
     p = p * r + _P64[0]
-    return _from_bits(_bits(1.0 + (p * (r * r) + r)) + ((_bits(t) + k) << 52))
+    one = 1.0 + r
+    return _from_bits(_bits(one + (p * (r * r) + ((r - (one - 1.0)) + lost))) + ((_bits(t) + k) << 52))
 
 
 @jit(**EXACT)
@@ -207,7 +210,8 @@ def log1p(u: float) -> float:
     k = (bits + (_ONE - _SQRT_HALF)) >> 52
     k = k - 1023
     reduced = _from_bits(bits - (k << 52))
-    z = u if k == 0 else (reduced - 1.0) + _from_bits((1023 - k) << 52) * lost
+    z = u if k == 0 else reduced - 1.0
+    lost = 0.0 if k == 0 else _from_bits((1023 - k) << 52) * lost * (1.0 - z * (1.0 - z))  # over 1 + z
     s = z / (2.0 + z)
     w = s * s
     p = _L[7]
@@ -220,6 +224,8 @@ def log1p(u: float) -> float:
     p = p * w + _L[0]
     # log(1 + z) = z − (z²/2 − s (z²/2 + s² L)): z itself is exact
     half = 0.5 * z * z
-    log_z = z - (half - s * (half + w * p))
     n = _from_bits(_bits(_ROUND) + k) - _ROUND
-    return n * _LN2 + (n * _LN2_REST + log_z)
+    whole = n * _LN2
+    high = whole + z
+    low = z - (high - whole) if k != 0 else 0.0
+    return high + (low + ((n * _LN2_REST + lost) - (half - s * (half + w * p))))
