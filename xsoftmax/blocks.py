@@ -57,22 +57,20 @@ def _runs(arrays: Sequence[Array], start: int, stop: int) -> list[list[int]]:
     return runs
 
 
-def cut(outer: int, inner: int, classes: int) -> list[Block]:
-    """Slices of the first two axes of a view, each of about `ELEMENTS` elements."""
-    rows = max(1, ELEMENTS // classes)
+def cut(outer: int, inner: int, classes: int, elements: int = ELEMENTS) -> list[Block]:
+    """Slices of the first two axes of a view, each of at most about so many elements."""
+    rows = max(1, elements // classes)
     if outer > 1 and inner < rows:
         step = max(1, rows // inner)
         return [(slice(o, o + step), slice(0, inner)) for o in range(0, outer, step)]
     return [(slice(o, o + 1), slice(i, i + rows)) for o in range(outer) for i in range(0, inner, rows)]
 
 
-def on_blocks(work: Callable[..., None], *arrays: Array | None) -> None:
+def on_blocks(work: Callable[..., None], *arrays: Array | None, elements: int = ELEMENTS) -> None:
     """Call `work` on the same block of each view, on the threads."""
-    shape = next(a for a in arrays if a is not None).shape
-    blocks = cut(*shape)
+    outer, inner, classes = next(a for a in arrays if a is not None).shape
+    if outer * inner * classes <= elements:
+        work(*arrays)
+        return
+    blocks = cut(outer, inner, classes, elements)
     each(lambda i: work(*(None if a is None else a[blocks[i]] for a in arrays)), len(blocks))
-
-
-def rows(block: Array) -> Array:
-    """A block as (rows, C), copied where there is no such view."""
-    return block.reshape(-1, block.shape[-1])

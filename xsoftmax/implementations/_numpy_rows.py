@@ -25,6 +25,8 @@ READ = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 class Arithmetic(Protocol):
     """What is done to a block of rows (n, C) of float32 or float64; arrays with a number for each row are (n, 1)."""
 
+    elements: int  # of a block that is handed over as it is
+
     def reads(self, view: Array) -> bool:
         """Whether blocks of a view (outer, inner, C) can be handed over as they are, and be written to."""
 
@@ -92,7 +94,8 @@ class Operations:
             y[...] = rounded(array_api.masked(result, _rows(where), masked, xp), p.result, xp).reshape(y.shape)
 
         for part in parts:
-            on_blocks(plain if _is_plain(p, where) and all(map(self._reads, part[::2])) else prepared, *part)
+            direct = _is_plain(p, where) and all(map(self._reads, part[::2]))
+            self._on_blocks(direct, plain, prepared, *part)
         return y
 
     def logsumexp(self, p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
@@ -112,7 +115,7 @@ class Operations:
 
         values = np.empty(_row_shape(p, x), x.dtype if x.dtype in READ else p.compute)
         for part, value in _with_rows(parts, values):
-            on_blocks(plain if _is_plain(p, where) and self._reads(part[0]) else prepared, *part, value)
+            self._on_blocks(_is_plain(p, where) and self._reads(part[0]), plain, prepared, *part, value)
         return cast(values, p.result, xp)
 
     def cross_entropy(
@@ -158,7 +161,7 @@ class Operations:
         zeta, scale = (_each_row(a, p, x) for a in (given.zeta, given.scale))
         for part, *by_row in _with_rows(parts, labels, zeta, scale, loss):
             direct = readable and _is_plain(p, given.where) and all(a is None or self._reads(a) for a in part)
-            on_blocks(plain if direct else prepared, *part, *by_row)
+            self._on_blocks(direct, plain, prepared, *part, *by_row)
         return loss, grad
 
     def softmax_product(self, p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
@@ -194,8 +197,14 @@ class Operations:
 
         for part in parts:
             direct = where is None and all(self._reads(a) for a in part[:3])
-            on_blocks(plain if direct else prepared, *part)
+            self._on_blocks(direct, plain, prepared, *part)
         return to
+
+    def _on_blocks(self, direct: bool, plain: Any, prepared: Any, *arrays: Array | None) -> None:
+        if direct:
+            on_blocks(plain, *arrays, elements=self.arithmetic.elements)
+        else:
+            on_blocks(prepared, *arrays)
 
     def _reads(self, view: Array) -> bool:
         return view.dtype in READ and view.flags.aligned and self.arithmetic.reads(view)

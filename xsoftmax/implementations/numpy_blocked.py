@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import formulas
+from ..blocks import ELEMENTS
 from ..problem import Array, Problem, Rows
 from . import array_api
 from ._numpy_rows import Operations
@@ -45,6 +46,8 @@ def refuses(problem: Problem) -> list[str]:
 
 
 class _NumPy:
+    elements = ELEMENTS
+
     def reads(self, view: Array) -> bool:
         return True
 

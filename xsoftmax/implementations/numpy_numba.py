@@ -34,6 +34,8 @@ def _kernel(module: str, name: str) -> Any:
 
 
 class _Kernels:
+    elements = 1 << 18  # 0.1 ms, against 10 µs for a call from the pool
+
     def reads(self, view: Array) -> bool:
         outer, inner, classes = view.shape
         if outer > 1 and inner * classes < _PIECE:

@@ -22,6 +22,7 @@ from .rows import (
     fill,
     largest,
     quotient,
+    reach,
     refill,
     scaled,
     two_sum,
@@ -45,14 +46,14 @@ def cross_entropy_labels(
     scale: int, scale_step: int, loss: int, grad: int, grad_step: int, grad_type: Any,
 ) -> None:  # fmt: skip
     """t = weight[label] at the label, 0 elsewhere."""
-    space, tail = buffer(classes), np.empty(LANES)
+    space, tail, short = buffer(classes), np.empty(LANES), np.empty(LANES, np.float32)
     w, keep = space.ctypes.data, classes <= KEPT
     for i in range(n):
         row, to = x + i * x_step, grad + i * grad_step
         label = pointer(labels, np.int64)[i]
         factor = _number(_offset(scale, i * scale_step), 1.0)
         z = _number(_offset(zeta, i * zeta_step), 0.0)
-        m, c, k, wm, q = exponentials(row, x_type, classes, w, keep, tail, item(x_type) == 8)
+        m, c, k, wm, q = exponentials(row, x_type, classes, w, keep, tail, short, True)
         finite = np.isfinite(m)
         total = _number(_offset(weight, 8 * label), 1.0)
         at_label = np.float64(pointer(row, x_type)[label])
@@ -70,7 +71,7 @@ def cross_entropy_labels(
                 fill(g, classes, math.nan)
             else:
                 s = q + wm
-                e = exp(max(at_label - c, (m - c) - REACH), k, pointer(row, x_type)[0])
+                e = exp(max(at_label - c, (m - c) - reach(x_type)), k, pointer(row, x_type)[0])
                 y = e / s
                 away = -total * (q / s) if y > 0.5 else total * y - total
                 pull = 2.0 * z * lse if z != 0.0 else 0.0
@@ -78,6 +79,7 @@ def cross_entropy_labels(
                 g[label] = factor * (away + pull * y)
     alive(space)
     alive(tail)
+    alive(short)
 
 
 @jit(**SUMS)
@@ -115,13 +117,13 @@ def cross_entropy_dense(
     zeta_step: int, scale: int, scale_step: int, loss: int, grad: int, grad_step: int, grad_type: Any,
 ) -> None:  # fmt: skip
     """Any targets t."""
-    space, tail = buffer(classes), np.empty(LANES)
+    space, tail, short = buffer(classes), np.empty(LANES), np.empty(LANES, np.float32)
     w, keep = space.ctypes.data, classes <= KEPT
     for i in range(n):
         row, to, t = x + i * x_step, grad + i * grad_step, targets + i * t_step
         factor = _number(_offset(scale, i * scale_step), 1.0)
         z = _number(_offset(zeta, i * zeta_step), 0.0)
-        m, c, k, wm, q = exponentials(row, x_type, classes, w, keep, tail, item(x_type) == 8)
+        m, c, k, wm, q = exponentials(row, x_type, classes, w, keep, tail, short, True)
         finite = np.isfinite(m)
         total, others, far = _targets(row, x_type, t, t_type, classes, m) if finite else (math.nan, math.nan, math.nan)
         log_sum = log1p(q / wm) if finite else math.nan
@@ -159,6 +161,7 @@ def cross_entropy_dense(
                 )
     alive(space)
     alive(tail)
+    alive(short)
 
 
 @jit(**EXACT)

@@ -18,9 +18,11 @@ BLOCK = 1024  # classes whose terms are added plainly, 32 side by side; sums of 
 _EXACT_BLOCK = 256  # where a sum of equal terms that always rounds up would be seen: 32 additions are off by 5 ulp
 KEPT = 65_536  # classes whose exponentials are kept between passes, in 512 KiB; those of longer rows are computed twice
 _DIGITS = 2.0**-20  # Σ e − wm above this share of wm has more than the digits of a float32
-TOP = 500  # exponent of wm
-REACH = 760.0  # exp(−760) is 0 beside 1, also as a sum of 2²¹ terms
-UNSHIFTED = 2.0**20  # where argument reduction alone is exact; beyond, x − m is
+_TOP = 500  # exponent of wm
+REACH = 760.0
+_FLOOR = -650.0
+_ROOM = 500.0  # exp(500) times 2²¹ is finite, exp(−650) a normal number
+_UNSHIFTED = 2.0**20  # where argument reduction alone is exact; beyond, x − m is
 
 
 @jit(**EXACT)
@@ -40,21 +42,39 @@ def padded(x: Any, start: int, classes: int, to: Any) -> None:
 
 
 @jit(**EXACT)
-def shift(m: float) -> tuple[float, int]:
-    c = 0.0 if abs(m) <= UNSHIFTED else m
-    return c, TOP - exponent(m - c)
+def shift(m: float, like: Any) -> tuple[float, int]:
+    """c and k; for float32, whose results end at exp(−104), float64 has room enough without k."""
+    if item(like) == 4:
+        return (0.0 if abs(m) <= _ROOM else m), 0
+    c = 0.0 if abs(m) <= _UNSHIFTED else m
+    return c, _TOP - exponent(m - c)
+
+
+@jit(**EXACT)
+def reach(like: Any) -> float:
+    """exp(−reach) is 0 beside 1, also as a sum of 2²¹ terms."""
+    return 150.0 if item(like) == 4 else REACH
+
+
+@jit(**EXACT)
+def _block(x: Any, size: int, m: float, c: float, k: int, like: Any, w: Any) -> None:
+    lowest = (m - c) - reach(like)
+    for j in range(size):
+        d = np.float64(x[j]) - c
+        w[j] = exp(d if d > lowest else lowest, k, like)
 
 
 @jit(**SUMS)
-def _block(x: Any, size: int, m: float, c: float, k: int, like: Any, w: Any) -> float:
-    """Σ e; the exponentials in w."""
-    s, lowest = 0.0, (m - c) - REACH
+def _at_once(x: Any, size: int, m: float, w: Any) -> tuple[float, float]:
+    """Σ exp(x) and the maximum in one pass, where exp(x) itself will do; m is the maximum so far."""
+    s = 0.0
     for j in range(size):
-        d = np.float64(x[j]) - c
-        e = exp(d if d > lowest else lowest, k, like)
+        m = maximum(m, x[j])
+        d = np.float64(x[j])
+        e = exp(d if d > _FLOOR else _FLOOR, 0, x[0])
         w[j] = e
         s += e
-    return s
+    return s, m
 
 
 @jit(**SUMS)
@@ -77,14 +97,38 @@ def two_sum(high: float, low: float, x: float) -> tuple[float, float]:
 
 
 @jit(**EXACT)
+def _moderate(x: int, x_type: Any, classes: int, w: int, keep: bool, tail: Any) -> tuple[float, float, float]:
+    """m, wm and q of a float32 row whose m is moderate, else nan."""
+    row, end = pointer(x, x_type), classes // LANES * LANES
+    m, s, rest = row[0], 0.0, 0.0
+    for start in range(0, end, BLOCK):
+        block, into = pointer(x + start * item(x_type), x_type), pointer(w + 8 * start if keep else w, np.float64)
+        part, m = _at_once(block, min(BLOCK, end - start), m, into)
+        s, rest = two_sum(s, rest, part)
+    if end < classes:
+        padded(row, end, classes, tail)
+        part, m = _at_once(tail, LANES, m, pointer(w + 8 * end if keep else w, np.float64))
+        s, rest = two_sum(s, rest, part)
+    top = np.float64(m)
+    if not abs(top) <= _ROOM:
+        return math.nan, math.nan, math.nan
+    wm = exp(top, 0, row[0])
+    return top, wm, (s - wm) + rest
+
+
+@jit(**EXACT)
 def exponentials(
-    x: int, x_type: Any, classes: int, w: int, keep: bool, space: Any, careful: bool
+    x: int, x_type: Any, classes: int, w: int, keep: bool, space: Any, short: Any, digits: bool
 ) -> tuple[float, float, int, float, float]:
     """m, c, k, wm and q; the exponentials of the last block, or of all, in w. m = ∞ or nan: nothing else counts.
 
-    `careful`: add without the maximum; else q = Σ e − wm, unless that is so small that it has lost digits.
+    `digits`: q is wanted with all its own, not only as a part of the sum.
     """
     row, end = pointer(x, x_type), classes // LANES * LANES
+    if item(x_type) == 4:
+        m, wm, q = _moderate(x, x_type, classes, w, keep, pointer(short.ctypes.data, x_type))
+        if q > _DIGITS * wm or (not digits and wm > 0.0):
+            return m, 0.0, 0, wm, q
     tail = pointer(space.ctypes.data, np.float64)
     m = -np.inf
     if end:
@@ -94,20 +138,8 @@ def exponentials(
         m = maximum(m, largest(tail, LANES))
     if not np.isfinite(m):
         return m, 0.0, 0, math.nan, math.nan
-    c, k = shift(m)
+    c, k = shift(m, row[0])
     wm = exp(m - c, k, row[0])
-    if not careful:
-        s, rest = 0.0, 0.0
-        for start in range(0, end, BLOCK):
-            into = pointer(w + 8 * start if keep else w, np.float64)
-            block = pointer(x + start * item(x_type), x_type)
-            s, rest = two_sum(s, rest, _block(block, min(BLOCK, end - start), m, c, k, row[0], into))
-        if end < classes:
-            into = pointer(w + 8 * end if keep else w, np.float64)
-            s, rest = two_sum(s, rest, _block(tail, LANES, m, c, k, row[0], into))
-        q = (s - wm) + rest
-        if q > _DIGITS * wm:
-            return m, c, k, wm, q
     q, rest, ties = 0.0, 0.0, 0.0
     step = _EXACT_BLOCK if item(x_type) == 8 else BLOCK
     for start in range(0, end, step):
@@ -182,16 +214,17 @@ def buffer(classes: int) -> Any:
 def softmax(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_step: int, y_type: Any) -> None:
     space = buffer(classes)
     w, keep = space.ctypes.data, classes <= KEPT
-    tail = np.empty(LANES)
+    tail, short = np.empty(LANES), np.empty(LANES, np.float32)
     for i in range(n):
         row, to = x + i * x_step, y + i * y_step
-        m, c, k, wm, q = exponentials(row, x_type, classes, w, keep, tail, item(x_type) == 8)
+        m, c, k, wm, q = exponentials(row, x_type, classes, w, keep, tail, short, False)
         if np.isfinite(m):
             scaled(row, x_type, classes, m, c, k, quotient(1.0, q, wm), w, keep, to, y_type)
         else:
             fill(pointer(to, y_type), classes, math.nan)
     alive(space)
     alive(tail)
+    alive(short)
 
 
 @jit(**EXACT)
@@ -199,10 +232,10 @@ def log_softmax(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, 
     space = np.empty(BLOCK)
     w = space.ctypes.data
     d = pointer(w, np.float64)
-    tail = np.empty(LANES)
+    tail, short = np.empty(LANES), np.empty(LANES, np.float32)
     for i in range(n):
         row, to = x + i * x_step, y + i * y_step
-        m, _, _, wm, q = exponentials(row, x_type, classes, w, False, tail, item(x_type) == 8)
+        m, _, _, wm, q = exponentials(row, x_type, classes, w, False, tail, short, True)
         if not np.isfinite(m):
             fill(pointer(to, y_type), classes, math.nan)
             continue
@@ -211,22 +244,26 @@ def log_softmax(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, 
             block = pointer(row + start * item(x_type), x_type)
             into = pointer(to + start * item(y_type), y_type)
             size = min(BLOCK, classes - start)
-            for j in range(size):
-                d[j] = np.float64(block[j]) - m
-            for j in range(size):
-                into[j] = d[j] - log_sum
+            if row == to:  # in place: LLVM can't tell that no element is read after it is written
+                for j in range(size):
+                    d[j] = np.float64(block[j]) - m
+                for j in range(size):
+                    into[j] = d[j] - log_sum
+            else:
+                for j in range(size):
+                    into[j] = (np.float64(block[j]) - m) - log_sum
     alive(space)
     alive(tail)
+    alive(short)
 
 
 @jit(**EXACT)
 def logsumexp(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_step: int, y_type: Any) -> None:
     space = np.empty(BLOCK)
-    tail = np.empty(LANES)
+    tail, short = np.empty(LANES), np.empty(LANES, np.float32)
     for i in range(n):
-        m, _, _, wm, q = exponentials(
-            x + i * x_step, x_type, classes, space.ctypes.data, False, tail, item(x_type) == 8
-        )
+        m, _, _, wm, q = exponentials(x + i * x_step, x_type, classes, space.ctypes.data, False, tail, short, True)
         pointer(y + i * y_step, y_type)[0] = m + log1p(q / wm) if np.isfinite(m) else m
     alive(space)
     alive(tail)
+    alive(short)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .rows import REACH, TOP, UNSHIFTED, alive, quotient, two_sum
-from .vector_math import EXACT, exp, exponent, item, jit, log1p, maximum, pointer
+from .rows import alive, quotient, reach, shift, two_sum
+from .vector_math import EXACT, exp, item, jit, log1p, maximum, pointer
 
 # numbers of a row, kept side by side for a tile
 _M, _C, _K, _LOWEST, _WM, _Q, _LOW, _PART, _TIES, _LOG_SUM, _A, _B, _D, _REST = range(14)
@@ -98,9 +98,8 @@ def _shifts(size: int, space: int, like: Any) -> None:
     )
     for t in range(size):
         m0 = m[t] if abs(m[t]) < np.inf else 0.0
-        c[t] = 0.0 if abs(m0) <= UNSHIFTED else m0
-        k[t] = TOP - exponent(m0 - c[t])
-        lowest[t] = (m0 - c[t]) - REACH
+        c[t], k[t] = shift(m0, like)
+        lowest[t] = (m0 - c[t]) - reach(like)
         wm[t] = exp(m0 - c[t], k[t], like)
         q[t], low[t], part[t], ties[t] = 0.0, 0.0, 0.0, 0.0
 
