@@ -17,10 +17,11 @@ LANES = 32  # what a loop takes at once: the end of a row is padded, since LLVM 
 BLOCK = 1024  # classes whose terms are added plainly, 32 side by side; sums of blocks are compensated
 _EXACT_BLOCK = 256  # where a sum of equal terms that always rounds up would be seen: 32 additions are off by 5 ulp
 KEPT = 65_536  # classes whose exponentials are kept between passes, in 512 KiB; those of longer rows are computed twice
-_DIGITS = 2.0**-20  # Σ e − wm above this share of wm has more than the digits of a float32
+DIGITS = 2.0**-20  # Σ e − wm above this share of wm has more than the digits of a float32
 _TOP = 500  # exponent of wm
 REACH = 760.0
-_FLOOR = -650.0
+FLOOR, CEILING = -650.0, 650.0
+LEAST, MOST = math.exp(-500.0), math.exp(600.0)  # of a sum whose maximum lies between −514.6 and 600
 _ROOM = 500.0  # exp(500) times 2²¹ is finite, exp(−650) a normal number
 _UNSHIFTED = 2.0**20  # where argument reduction alone is exact; beyond, x − m is
 
@@ -64,16 +65,31 @@ def _block(x: Any, size: int, m: float, c: float, k: int, like: Any, w: Any) -> 
         w[j] = exp(d if d > lowest else lowest, k, like)
 
 
+@jit(**EXACT)
+def moderate(x: float) -> float:
+    """x itself where exp(x) is a normal number; nan becomes the largest, which the sum tells."""
+    d = x if x < CEILING else CEILING
+    return d if d > FLOOR else FLOOR
+
+
 @jit(**SUMS)
-def _at_once(x: Any, size: int, m: float, w: Any) -> tuple[float, float]:
-    """Σ exp(x) and the maximum in one pass, where exp(x) itself will do; m is the maximum so far."""
+def _sum_at_once(x: Any, size: int, w: Any) -> float:
+    s = 0.0
+    for j in range(size):
+        w[j] = exp(moderate(np.float64(x[j])), 0, x[0])
+        s += w[j]
+    return s
+
+
+@jit(**SUMS)
+def _all_at_once(x: Any, size: int, m: float, w: Any) -> tuple[float, float]:
+    """Σ exp(x), and the larger of m and the maximum."""
     s = 0.0
     for j in range(size):
         m = maximum(m, x[j])
         d = np.float64(x[j])
-        e = exp(d if d > _FLOOR else _FLOOR, 0, x[0])
-        w[j] = e
-        s += e
+        w[j] = exp(d if d > FLOOR else FLOOR, 0, x[0])
+        s += w[j]
     return s, m
 
 
@@ -97,18 +113,30 @@ def two_sum(high: float, low: float, x: float) -> tuple[float, float]:
 
 
 @jit(**EXACT)
-def _moderate(x: int, x_type: Any, classes: int, w: int, keep: bool, tail: Any) -> tuple[float, float, float]:
-    """m, wm and q of a float32 row whose m is moderate, else nan."""
+def _at_once(
+    x: int, x_type: Any, classes: int, w: int, keep: bool, tail: Any, digits: bool
+) -> tuple[float, float, float]:
+    """m, wm and q of a float32 row of moderate logits, else nan; without `digits` any m near the maximum will do."""
     row, end = pointer(x, x_type), classes // LANES * LANES
     m, s, rest = row[0], 0.0, 0.0
     for start in range(0, end, BLOCK):
         block, into = pointer(x + start * item(x_type), x_type), pointer(w + 8 * start if keep else w, np.float64)
-        part, m = _at_once(block, min(BLOCK, end - start), m, into)
+        size = min(BLOCK, end - start)
+        if digits:
+            part, m = _all_at_once(block, size, m, into)
+        else:
+            part = _sum_at_once(block, size, into)
         s, rest = two_sum(s, rest, part)
     if end < classes:
+        into = pointer(w + 8 * end if keep else w, np.float64)
         padded(row, end, classes, tail)
-        part, m = _at_once(tail, LANES, m, pointer(w + 8 * end if keep else w, np.float64))
+        if digits:
+            part, m = _all_at_once(tail, LANES, m, into)
+        else:
+            part = _sum_at_once(tail, LANES, into)
         s, rest = two_sum(s, rest, part)
+    if not digits:
+        return (math.log(s), 0.0, s) if s > LEAST and s < MOST else (math.nan, math.nan, math.nan)
     top = np.float64(m)
     if not abs(top) <= _ROOM:
         return math.nan, math.nan, math.nan
@@ -126,8 +154,8 @@ def exponentials(
     """
     row, end = pointer(x, x_type), classes // LANES * LANES
     if item(x_type) == 4:
-        m, wm, q = _moderate(x, x_type, classes, w, keep, pointer(short.ctypes.data, x_type))
-        if q > _DIGITS * wm or (not digits and wm > 0.0):
+        m, wm, q = _at_once(x, x_type, classes, w, keep, pointer(short.ctypes.data, x_type), digits)
+        if q > DIGITS * wm:
             return m, 0.0, 0, wm, q
     tail = pointer(space.ctypes.data, np.float64)
     m = -np.inf

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .rows import alive, quotient, reach, shift, two_sum
+from .rows import DIGITS, LEAST, MOST, alive, moderate, quotient, reach, shift, two_sum
 from .vector_math import EXACT, exp, item, jit, log1p, maximum, pointer
 
 # numbers of a row, kept side by side for a tile
@@ -33,45 +33,31 @@ def line(space: int, i: int, size: int) -> Any:
 
 @jit(**EXACT)
 def _load(x: int, step: int, class_step: int, x_type: Any, n: int, classes: int, size: int, z: int) -> None:
+    apart = step // item(x_type)
     for j in range(classes):
-        to = line(z, j, size)
+        given, to = pointer(x + j * class_step, x_type), line(z, j, size)
         if n < size:
             for t in range(size):
                 to[t] = 0.0
-        if step == item(x_type):
-            given = pointer(x + j * class_step, x_type)
+        if apart == 1:
             for t in range(n):
                 to[t] = given[t]
-    if step != item(x_type):
-        to = line(z, 0, size)
-        if class_step == item(x_type):
+        else:  # along the rows again: half the time of going along the classes
             for t in range(n):
-                given = pointer(x + t * step, x_type)
-                for j in range(classes):
-                    to[j * size + t] = given[j]
-        else:
-            for t in range(n):
-                for j in range(classes):
-                    to[j * size + t] = pointer(x + t * step + j * class_step, x_type)[0]
+                to[t] = given[t * apart]
 
 
 @jit(**EXACT)
 def _store(w: int, size: int, n: int, classes: int, y: int, step: int, class_step: int, y_type: Any) -> None:
-    if step == item(y_type):
-        for j in range(classes):
-            given, to = line(w, j, size), pointer(y + j * class_step, y_type)
+    apart = step // item(y_type)
+    for j in range(classes):
+        given, to = line(w, j, size), pointer(y + j * class_step, y_type)
+        if apart == 1:
             for t in range(n):
                 to[t] = given[t]
-        return
-    given = line(w, 0, size)
-    for t in range(n):
-        if class_step == item(y_type):
-            to = pointer(y + t * step, y_type)
-            for j in range(classes):
-                to[j] = given[j * size + t]
         else:
-            for j in range(classes):
-                pointer(y + t * step + j * class_step, y_type)[0] = given[j * size + t]
+            for t in range(n):
+                to[t * apart] = given[t]
 
 
 @jit(**EXACT)
@@ -113,8 +99,40 @@ def _flush(size: int, space: int) -> None:
 
 
 @jit(**EXACT)
-def _exponentials(z: int, w: int, w_step: int, size: int, classes: int, space: int, like: Any) -> None:
+def _at_once(z: int, w: int, w_step: int, size: int, classes: int, space: int, like: Any, digits: bool) -> bool:
+    """wm, q (and with `digits` m) of float32 rows of moderate logits; whether all are."""
+    q, wm, m, log_sum = (
+        line(space, _Q, size),
+        line(space, _WM, size),
+        line(space, _M, size),
+        line(space, _LOG_SUM, size),
+    )
+    for t in range(size):
+        q[t], wm[t], m[t] = 0.0, 0.0, 0.0
+    for j in range(classes):
+        x, e = line(z, j, size), pointer(w + j * w_step, np.float64)
+        for t in range(size):
+            e[t] = exp(moderate(x[t]), 0, like)
+            q[t] += e[t]
+    lost = 0
+    for t in range(size):
+        lost += 0 if q[t] > LEAST and q[t] < MOST else 1
+    if digits and not lost:
+        _maxima(z, size, classes, space)
+        for t in range(size):
+            wm[t] = exp(m[t], 0, like)
+            q[t] -= wm[t]
+            log_sum[t] = log1p(q[t] / wm[t])
+        for t in range(size):
+            lost += 0 if q[t] > DIGITS * wm[t] else 1
+    return lost == 0
+
+
+@jit(**EXACT)
+def _exponentials(z: int, w: int, w_step: int, size: int, classes: int, space: int, like: Any, digits: bool) -> None:
     """Exponentials of class j at w + j · w_step, and the numbers of each row; log_sum is nan where m is not finite."""
+    if item(like) == 4 and _at_once(z, w, w_step, size, classes, space, like, digits):
+        return
     _maxima(z, size, classes, space)
     _shifts(size, space, like)
     m, c, lowest = line(space, _M, size), line(space, _C, size), line(space, _LOWEST, size)
@@ -153,14 +171,22 @@ def softmax(
     for start in range(0, n, size):
         rows = min(size, n - start)
         _load(x + start * x_step, x_step, x_class_step, x_type, rows, classes, size, z)
-        _exponentials(z, w, 8 * size, size, classes, space, x_type)
-        for t in range(size):
-            high, low = quotient(1.0, q[t], wm[t])
-            factor[t], rest[t] = high if abs(m[t]) < np.inf else math.nan, low
-        for j in range(classes):
-            e, to = line(w, j, size), line(z, j, size)
+        _exponentials(z, w, 8 * size, size, classes, space, x_type, False)
+        if item(y_type) == 8:
             for t in range(size):
-                to[t] = e[t] * factor[t] + e[t] * rest[t]
+                high, rest[t] = quotient(1.0, q[t], wm[t])
+                factor[t] = high if abs(m[t]) < np.inf else math.nan
+            for j in range(classes):
+                e, to = line(w, j, size), line(z, j, size)
+                for t in range(size):
+                    to[t] = e[t] * factor[t] + e[t] * rest[t]
+        else:
+            for t in range(size):
+                factor[t] = 1.0 / (q[t] + wm[t]) if abs(m[t]) < np.inf else math.nan
+            for j in range(classes):
+                e, to = line(w, j, size), line(z, j, size)
+                for t in range(size):
+                    to[t] = e[t] * factor[t]
         _store(z, size, rows, classes, y + start * y_step, y_step, y_class_step, y_type)
     alive(tile)
     alive(numbers)
@@ -178,7 +204,7 @@ def log_softmax(
     for start in range(0, n, size):
         rows = min(size, n - start)
         _load(x + start * x_step, x_step, x_class_step, x_type, rows, classes, size, z)
-        _exponentials(z, space + 8 * _A * size, 0, size, classes, space, x_type)
+        _exponentials(z, space + 8 * _A * size, 0, size, classes, space, x_type, True)
         for j in range(classes):
             v = line(z, j, size)
             for t in range(size):
@@ -199,7 +225,7 @@ def logsumexp(
     for start in range(0, n, size):
         rows = min(size, n - start)
         _load(x + start * x_step, x_step, x_class_step, x_type, rows, classes, size, z)
-        _exponentials(z, space + 8 * _A * size, 0, size, classes, space, x_type)
+        _exponentials(z, space + 8 * _A * size, 0, size, classes, space, x_type, True)
         for t in range(rows):
             value = m[t] + log_sum[t] if abs(m[t]) < np.inf else m[t]
             pointer(y + (start + t) * y_step, y_type)[0] = value
@@ -239,7 +265,7 @@ def cross_entropy_labels(
     for start in range(0, n, size):
         rows = min(size, n - start)
         _load(x + start * x_step, x_step, x_class_step, x_type, rows, classes, size, z)
-        _exponentials(z, w, 8 * size, size, classes, space, x_type)
+        _exponentials(z, w, 8 * size, size, classes, space, x_type, True)
         _given(scale, scale_step, start, rows, size, 1.0, factor)
         _given(zeta, zeta_step, start, rows, size, 0.0, zetas)
         for t in range(rows):
@@ -300,7 +326,7 @@ def cross_entropy_dense(
         rows = min(size, n - start)
         _load(x + start * x_step, x_step, x_class_step, x_type, rows, classes, size, z)
         _load(targets + start * t_step, t_step, t_class_step, t_type, rows, classes, size, u)
-        _exponentials(z, w, 8 * size, size, classes, space, x_type)
+        _exponentials(z, w, 8 * size, size, classes, space, x_type, True)
         _given(scale, scale_step, start, rows, size, 1.0, factor)
         _given(zeta, zeta_step, start, rows, size, 0.0, zetas)
         _target_sums(z, u, size, classes, space, added)
