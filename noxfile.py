@@ -89,12 +89,13 @@ def test_cupy(session, version):
         nox.param(HERE, "numpy", id="numpy"),
         *(nox.param(version, "numpy", id=f"numpy-{version}") for version in OTHERS),
         *(nox.param(HERE, library, id=library) for library in LIBRARIES),
+        nox.param(HERE, "numba", id="numba"),
         nox.param(HERE, "jax-x32", id="jax-x32"),
         nox.param(HERE, "cupy", id="cupy"),
     ],
 )
 def tests(session, library):
-    """Every test of one backend."""
+    """Every test of one backend; `numba` are those of NumPy with Numba's kernels."""
     if library == "cupy":
         version, reason = cuda_driver()
         if not version:
@@ -104,6 +105,13 @@ def tests(session, library):
         install(session, "jax", "cli", "test")
         run_tests(session, ["jax"], *without_matrix(session), x64="0")
         run_tests(session, ["jax"], MATRIX, "-k=not jitted", x64="0")
+    elif library == "numba":
+        install(session, "numba", "cli", "test")
+        run_tests(session, ["numpy"])
+        # without AVX-512, whatever this machine has
+        session.env["NUMBA_CPU_NAME"] = "haswell"
+        session.env["NUMBA_CPU_FEATURES"] = "+avx2,+fma,-avx512f"
+        run_tests(session, ["numpy"], MATRIX, "tests/implementations/test_numpy_rows.py")
     else:
         install(session, library, "cli", "test")
         run_tests(session, flavours(library), *without_matrix(session))

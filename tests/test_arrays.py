@@ -65,7 +65,8 @@ def test_memory_layout_does_not_matter(layout, verb):
         assert found.dtype == np.float32
         assert found.dtype.isnative
         # float32 goes through float64 and is rounded once: only a near-tie may show the order of a sum
-        np.testing.assert_array_max_ulp(found, expected, maxulp=1)
+        # a copy may take another path, and products may cancel
+        np.testing.assert_array_max_ulp(found, expected, maxulp=2)
 
 
 @pytest.mark.backend("numpy")

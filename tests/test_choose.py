@@ -1,6 +1,8 @@
 """Which implementation runs, and who says why."""
 
 import asyncio
+import os
+import subprocess
 import sys
 import threading
 import types
@@ -29,6 +31,7 @@ def registry(monkeypatch):
     def forget():
         for cached in (choose._chosen, choose.reasons, choose._module, choose._operation):
             cached.cache_clear()
+        choose._quick.clear()
 
     def install(*entries):
         table = []
@@ -142,17 +145,22 @@ def test_unknown_name():
         pass
 
 
-def test_environment(registry, monkeypatch):
-    registry((MINE, "numpy", {"softmax": ones}, []))
-    monkeypatch.setenv("XSOFTMAX_IMPLEMENTATION", "array_api")
-    assert xs.explain("softmax", X).implementation == "array_api"
-    with xs.use_implementation(MINE):
-        assert xs.explain("softmax", X).implementation == MINE
-    monkeypatch.setenv("XSOFTMAX_IMPLEMENTATION", "")
-    assert xs.explain("softmax", X).implementation == MINE
-    monkeypatch.setenv("XSOFTMAX_IMPLEMENTATION", "magic")
-    with pytest.raises(ValueError, match=r"XSOFTMAX_IMPLEMENTATION is 'magic', expected one of"):
-        xs.softmax(X)
+def in_environment(value, code):
+    environment = {**os.environ, "XSOFTMAX_IMPLEMENTATION": value}
+    code = f"import numpy as np, xsoftmax as xs\nx = np.zeros((2, 2))\n{code}"
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_environment():
+    name = "print(xs.explain('softmax', x).implementation)"
+    assert in_environment("array_api", name).stdout.strip() == "array_api"
+    inside = f"with xs.use_implementation('numpy_blocked'):\n    {name}"
+    assert in_environment("array_api", inside).stdout.strip() == "numpy_blocked"
+    assert in_environment("", name).stdout.strip() == USUAL
+
+
+def test_wrong_environment():
+    assert "XSOFTMAX_IMPLEMENTATION is 'magic', expected one of" in in_environment("magic", "xs.softmax(x)").stderr
 
 
 def test_threads_do_not_see_the_choice_of_others(registry):

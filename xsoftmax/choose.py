@@ -43,7 +43,7 @@ def use_implementation(name: str) -> Iterator[None]:
     Notes
     -----
     The choice is a context variable: it holds for the current thread or task. ``XSOFTMAX_IMPLEMENTATION`` in the
-    environment sets the default.
+    environment, read on import, sets the default.
 
     Examples
     --------
@@ -59,11 +59,14 @@ def use_implementation(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+_default = os.environ.get(_VARIABLE) or None
+
+
 def forced() -> str | None:
     """The implementation asked for, if any."""
     name = _forced.get()
-    if name is None and (name := os.environ.get(_VARIABLE) or None) is not None:
-        _checked(name, "xsoftmax", _VARIABLE)
+    if name is None and _default is not None:
+        return _checked(_default, "xsoftmax", _VARIABLE)
     return name
 
 
@@ -127,6 +130,34 @@ def binds(choice: str | None, operation: str, problem: Problem) -> bool:
     """Whether the implementation asked for serves this library and has the operation."""
     serves = choice in [entry.name for entry in candidates(problem.library)]
     return serves and hasattr(_module(choice), operation)
+
+
+_SMALL = 1 << 12  # elements; on one thread, in some µs
+_quick: dict[tuple[str, Any, str | None], Any] = {}
+
+
+def quick(operation: str, x: Any, axis: Any) -> Any:
+    """A function of small, plain float32 and float64 matrices, along the last axis; it and its result may be None.
+
+    The choice is made once for each dtype: what would be done for a large matrix costs more than the arithmetic here.
+    """
+    kind = type(x)
+    if kind.__name__ != "ndarray" or kind.__module__ != "numpy" or type(axis) is not int or axis != -1:
+        return None
+    if x.ndim != 2 or not 0 < x.size <= _SMALL or not x.flags.carray or _record.get() is not None:
+        return None
+    key = operation, x.dtype, forced()
+    if key not in _quick:
+        _quick[key] = _find_quick(operation, x, key[2])
+    return _quick[key]
+
+
+def _find_quick(operation: str, x: Any, choice: str | None) -> Any:
+    dtype = str(x.dtype)
+    if dtype not in ("float32", "float64") or not x.dtype.isnative:
+        return None
+    problem = Problem(operation, "numpy", "ndarray", dtype, "float64", dtype, (-1,))
+    return getattr(_module(_chosen(operation, problem, choice, None)), "QUICK", {}).get(operation)
 
 
 def candidates(library: str) -> list[Entry]:

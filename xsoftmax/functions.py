@@ -9,7 +9,7 @@ from typing import Any
 
 from . import checks
 from .arrays import cast, dtype_name, with_axis
-from .choose import run
+from .choose import quick, run
 from .problem import Array, Axis, Given, on_arrays, on_logits
 
 __all__ = [
@@ -87,6 +87,10 @@ def softmax(
     >>> xs.softmax(np.array([1000.0, 1000.0]))  # exp(1000) overflows; this does not
     array([0.5, 0.5])
     """
+    if where is None and out is None and type(temperature) is float and temperature == 1.0:
+        function = quick("softmax", x, axis)
+        if function is not None and (y := function(x)) is not None:
+            return y
     given = on_logits("softmax", x, axis=axis, where=where, temperature=temperature, out=out)
     return written(_run("softmax", given, out), out)
 
@@ -138,6 +142,10 @@ def log_softmax(
     >>> xs.log_softmax(np.array([40.0, 0.0]))  # the first: -log1p(exp(-40))
     array([-4.24835426e-18, -4.00000000e+01])
     """
+    if where is None and out is None and type(temperature) is float and temperature == 1.0:
+        function = quick("log_softmax", x, axis)
+        if function is not None and (y := function(x)) is not None:
+            return y
     given = on_logits("log_softmax", x, axis=axis, where=where, temperature=temperature, out=out)
     return written(_run("log_softmax", given, out), out)
 

@@ -20,6 +20,7 @@ class Entry(NamedTuple):
 
 REGISTRY = (
     Entry("torch_native", "torch", derivatives=True),
+    Entry("torch_cpu", "torch"),
     Entry("jax_native", "jax", derivatives=True),
     Entry("numpy_numba", "numpy"),
     Entry("numpy_blocked", "numpy"),

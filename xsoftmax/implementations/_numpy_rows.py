@@ -121,6 +121,8 @@ class Operations:
     def cross_entropy(
         self, p: Problem, x: Array, targets: Array, given: Rows, *, xp: Any, run: Any, out: Array | None = None
     ) -> tuple[Array | None, Array | None]:
+        if given.weight is not None and given.weight.size != x.shape[p.axes[0]]:  # weights that differ from row to row
+            return run("cross_entropy", p, x, targets, given, xp=xp, after=self.name)
         grad = None if "grad" not in p.wants else np.empty_like(x, subok=False) if out is None else out
         loss = np.empty(_row_shape(p, x)) if "loss" in p.wants else None
         by_label = p.labels and not p.label_smoothing

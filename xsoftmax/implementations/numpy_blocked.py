@@ -21,6 +21,7 @@ _SHORT = 32  # classes; NumPy reduces shorter rows one by one, at 30 ns each, bu
 _ORDINARY = 600.0  # exp(x) is a normal number wherever it counts, and the sum finite
 
 
+_DIGITS = 2.0**-20  # Σ e / wm − 1 above it has more than the digits of a float32
 _PIECE = 1 << 17  # classes; longer rows are exponentiated piece by piece, twice where the result needs it
 
 
@@ -251,6 +252,49 @@ def _by_formulas(
     if grad is not None:
         grad[...] = gradient
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# small float32 matrices: a call of NumPy costs 1 µs, whatever it does
+
+
+def _quick_softmax(x: Array) -> Array | None:
+    m = np.maximum.reduce(x, axis=1, keepdims=True)
+    if x.dtype != np.float32 or not np.maximum.reduce(np.abs(m), axis=None) < _ORDINARY:
+        return None
+    e = np.exp(x, dtype=np.float64)
+    return np.divide(e, np.add.reduce(e, axis=1, keepdims=True), out=np.empty_like(x), casting="same_kind")
+
+
+def _quick_log_softmax(x: Array) -> Array | None:
+    if (parts := _quick_parts(x)) is None:
+        return None
+    m, log_sum = parts
+    return np.subtract(np.subtract(x, m, dtype=np.float64), log_sum, out=np.empty_like(x), casting="same_kind")
+
+
+def _quick_parts(x: Array) -> tuple[Array, Array] | None:
+    """m, and log1p(q / wm) where q = Σ e − wm has digits enough."""
+    m = np.maximum.reduce(x, axis=1, keepdims=True)
+    if x.dtype != np.float32 or not np.maximum.reduce(np.abs(m), axis=None) < _ORDINARY:
+        return None
+    wm = np.exp(m, dtype=np.float64)
+    ratio = np.add.reduce(np.exp(x, dtype=np.float64), axis=1, keepdims=True) / wm - 1.0
+    return (m, np.log1p(ratio)) if np.minimum.reduce(ratio, axis=None) > _DIGITS else None
+
+
+def _quick_cross_entropy(x: Array, labels: Array) -> Any:
+    if type(labels) is not np.ndarray or labels.dtype.kind != "i" or labels.shape != x.shape[:1]:
+        return None
+    if np.minimum.reduce(labels) < 0 or np.maximum.reduce(labels) >= x.shape[1] or (parts := _quick_parts(x)) is None:
+        return None
+    m, log_sum = parts
+    at_label = x[np.arange(len(x)), labels][:, None]
+    return x.dtype.type(
+        formulas.total(log_sum + np.subtract(m, at_label, dtype=np.float64), (-2,), xp=np)[0, 0] / len(x)
+    )
+
+
+QUICK = {"softmax": _quick_softmax, "log_softmax": _quick_log_softmax, "cross_entropy": _quick_cross_entropy}
 
 _operations: Any = Operations("numpy_blocked", _NumPy())
 softmax = _operations.softmax

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from ..problem import Array, Problem
-from ._numpy_rows import READ, Operations
+from ._numpy_rows import Operations
 
 _SHORT = 32  # classes; shorter rows are worked across
 _WIDEST = 1 << 16  # classes of rows that are worked across: a tile is 8 rows wide
 _PIECE = 4096  # elements that are worth a call
-_ZERO = {dtype: dtype.type(0) for dtype in READ}  # stands for the dtype, for Numba
+_LABELS = np.dtype(np.int64)
+_ZERO: dict[Any, Any] = {
+    np.dtype(kind): kind(0) for kind in (np.float32, np.float64)
+}  # stands for the dtype, for Numba
 
 
 @lru_cache(maxsize=1)
@@ -99,6 +102,34 @@ def _memory(a: Array | None) -> int:
 def _step(a: Array | None) -> int:
     return 0 if a is None else a.strides[0]
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# small arrays (n, C), side by side in memory and writeable, along the last axis, without options
+
+
+def _quick_softmax(x: Array) -> Array:
+    y = np.empty_like(x)
+    _kernel("small", "softmax")(x, y)
+    return y
+
+
+def _quick_log_softmax(x: Array) -> Array:
+    y = np.empty_like(x)
+    _kernel("small", "log_softmax")(x, y)
+    return y
+
+
+def _quick_cross_entropy(x: Array, labels: Array) -> Any:
+    """The mean, or None where something is wrong with the labels."""
+    if type(labels) is not np.ndarray or labels.dtype != _LABELS or labels.shape != x.shape[:1]:
+        return None
+    if not labels.flags.carray:
+        return None
+    mean = _kernel("small", "mean_cross_entropy")(x, labels, np.empty(len(x)))
+    return None if mean == -1.0 else x.dtype.type(mean)
+
+
+QUICK = {"softmax": _quick_softmax, "log_softmax": _quick_log_softmax, "cross_entropy": _quick_cross_entropy}
 
 _operations = Operations("numpy_numba", _Kernels())
 softmax = _operations.softmax

@@ -63,7 +63,9 @@ class _Rule:
     constant_results: tuple[int, ...] = ()
     arguments: Callable[..., tuple[Any, ...]] = lambda *arrays: arrays
 
-    def __call__(self, p: Problem, *arrays: Any, xp: Any, run: Any) -> Any:
+    def __call__(self, p: Problem, *arrays: Any, xp: Any, run: Any, out: Array | None = None) -> Any:
+        if out is not None:  # given only while no gradients are recorded
+            return run(self.operation, p, *self.arguments(*arrays), xp=xp, after="torch_native", out=out)
         return _Ruled.apply(self, _Call(p, xp, run), *arrays)
 
 
@@ -265,8 +267,10 @@ signed_logsumexp = _Rule("signed_logsumexp", _signed_logsumexp_vjp, _signed_logs
 
 
 def cross_entropy(
-    p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any
+    p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any, out: Array | None = None
 ) -> tuple[Array | None, Array | None]:
+    if out is not None:
+        return run("cross_entropy", p, x, targets, rows, xp=xp, after="torch_native", out=out)
     given = dict(zip(p.wants, _CROSS_ENTROPY(p, x, targets, *rows, xp=xp, run=run), strict=True))
     return given.get("loss"), given.get("grad")
 

@@ -168,7 +168,7 @@ def exp(x: float, k: int, like: Any) -> float:
 
 
 @overload(exp)
-def _exp(x, k, like):  # type: ignore[no-untyped-def]  # annotated or not, both must be alike
+def _exp(x, k, like):  # annotated or not, both must be alike
     if like == types.float32:
         return lambda x, k, like: _exp32(x, k)
     return lambda x, k, like: _exp64(x, k)

@@ -1,0 +1,105 @@
+"""PyTorch tensors on the CPU as NumPy arrays of the same memory, for NumPy's implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import array_api_compat.numpy
+import torch
+
+from ..problem import Array, Problem, Rows
+
+
+def refuses(problem: Problem) -> list[str]:
+    if problem.container not in ("Tensor", "Parameter"):
+        return [f"a {problem.container} is not plain memory"]
+    return ["NumPy itself has no bfloat16"] if "bfloat16" in (problem.dtype, problem.result) else []
+
+
+def _as_numpy(operation: str) -> Callable[..., Any]:
+    def run_as_numpy(p: Problem, *arrays: Any, xp: Any, run: Any) -> Any:
+        if not _are_plain(arrays):
+            return run(operation, p, *arrays, xp=xp, after="torch_cpu")
+        return _to_torch(run(operation, _of_numpy(p), *map(_to_numpy, arrays), xp=array_api_compat.numpy))
+
+    return run_as_numpy
+
+
+def _as_numpy_into(operation: str) -> Callable[..., Any]:
+    def run_as_numpy(p: Problem, *arrays: Any, xp: Any, run: Any, out: Array | None = None) -> Any:
+        if not _are_plain((*arrays, out)):
+            return run(operation, p, *arrays, xp=xp, after="torch_cpu")
+        into = _to_numpy(out)
+        result = run(operation, _of_numpy(p), *map(_to_numpy, arrays), xp=array_api_compat.numpy, out=into)
+        if into is None:
+            return _to_torch(result)
+        if isinstance(result, tuple):
+            return tuple(out if part is into else _to_torch(part) for part in result)
+        return out if result is into else _to_torch(result)
+
+    return run_as_numpy
+
+
+softmax = _as_numpy_into("softmax")
+log_softmax = _as_numpy_into("log_softmax")
+logsumexp = _as_numpy("logsumexp")
+_cross_entropy = _as_numpy_into("cross_entropy")
+softmax_product = _as_numpy("softmax_product")
+log_softmax_vjp = _as_numpy("log_softmax_vjp")
+log_softmax_jvp = _as_numpy("log_softmax_jvp")
+
+
+def cross_entropy(
+    p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any, out: Array | None = None
+) -> Any:
+    """Labels that were not looked at, under a transform, may be no class: the formulas have nan for these."""
+    if p.labels and _are_plain((x, targets)) and targets.numel():
+        least, most = torch.aminmax(targets)
+        if least < 0 or most >= x.shape[p.axes[0]]:
+            return run("cross_entropy", p, x, targets, rows, xp=xp, after="torch_cpu")
+    return _cross_entropy(p, x, targets, rows, xp=xp, run=run, out=out)
+
+
+def _of_numpy(p: Problem) -> Problem:
+    return replace(p, library="numpy", container="ndarray")
+
+
+def _are_plain(values: Any) -> bool:
+    """Whether every tensor is memory of this process, and nothing traces or wraps it."""
+    return all(map(_is_plain, values))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Rows):
+        return _are_plain(value)
+    if not isinstance(value, torch.Tensor):
+        return True
+    keys = torch._C._dispatch_keys(value).raw_repr()
+    return (
+        keys in _plain_keys()
+        and value.dtype != torch.bfloat16
+        and not (torch.is_grad_enabled() and value.requires_grad)
+    )
+
+
+@lru_cache(maxsize=1)
+def _plain_keys() -> frozenset[int]:
+    """How PyTorch dispatches plain memory, in inference mode too: nothing batched, wrapped, negated or zero."""
+    with torch.inference_mode():
+        inference = torch.empty(0)
+    return frozenset(torch._C._dispatch_keys(tensor).raw_repr() for tensor in (torch.empty(0), inference))
+
+
+def _to_numpy(value: Any) -> Any:
+    if isinstance(value, Rows):
+        return Rows(*map(_to_numpy, value))
+    return value.detach().numpy() if isinstance(value, torch.Tensor) else value
+
+
+def _to_torch(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_to_torch, value))
+    return None if value is None else torch.from_numpy(value)
