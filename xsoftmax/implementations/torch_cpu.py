@@ -89,8 +89,8 @@ def _is_plain(value: Any) -> bool:
 def _plain_keys() -> frozenset[int]:
     """How PyTorch dispatches plain memory, in inference mode too: nothing batched, wrapped, negated or zero."""
     with torch.inference_mode():
-        inference = torch.empty(0)
-    return frozenset(torch._C._dispatch_keys(tensor).raw_repr() for tensor in (torch.empty(0), inference))
+        inference = torch.empty(0, device="cpu")
+    return frozenset(torch._C._dispatch_keys(tensor).raw_repr() for tensor in (torch.empty(0, device="cpu"), inference))
 
 
 def _to_numpy(value: Any) -> Any:
