@@ -142,7 +142,7 @@ def test_missing_verb_and_error(run, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("memory, reason", [("0.000001", "logits and a copy need "), ("0.001", "needs ")])
+@pytest.mark.parametrize("memory, reason", [("0.000001", "logits and copies need "), ("0.001", "needs ")])
 def test_memory(run, memory, reason):
     size = ["--shape", "200,300", "--dtype", "float32", "--verb", "logsumexp"]
     (row,) = run(*size, "--memory", memory, "--contender", "xsoftmax:array_api")["rows"]

@@ -1,0 +1,190 @@
+"""Tables and ratios of measured rows, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import geometric_mean
+from typing import Any
+
+Row = dict[str, Any]
+OURS = "xsoftmax:"
+OURS_ON_NUMPY = "xsoftmax:numpy_", "xsoftmax:array_api"
+SMALL = [4, 10]
+
+
+def dimensions(shape: Iterable[int]) -> str:
+    return " × ".join(f"{n:,}" for n in shape)
+
+
+def label(row: Row) -> str:
+    return row["contender"] + (" out=" if row["out"] else "")
+
+
+def unique(rows: Iterable[Row], key: str | Callable[[Row], Any]) -> list:
+    """Distinct values in the order of the rows."""
+    found: list = []
+    for row in rows:
+        value = key(row) if callable(key) else row[key]
+        if value not in found:
+            found.append(value)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ratios
+
+
+def ratios(rows: Sequence[Row], other: str, *, out: bool = False) -> list[Row]:
+    """Time of xsoftmax's fastest implementation on NumPy arrays over that of another, where both were timed."""
+    times: dict[tuple, dict[str, float]] = {}
+    for row in rows:
+        if row["status"] == "timed" and row["out"] == out:
+            key = row["verb"], row["dtype"], tuple(row["shape"])
+            times.setdefault(key, {})[row["contender"]] = row["seconds"]
+    found = []
+    for (verb, dtype, shape), by_name in times.items():
+        ours = [seconds for name, seconds in by_name.items() if name.startswith(OURS_ON_NUMPY)]
+        if ours and other in by_name:
+            ratio = min(ours) / by_name[other]
+            found.append({"verb": verb, "dtype": dtype, "shape": list(shape), "out": out, "ratio": ratio})
+    return found
+
+
+def summary(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Mean ratios per verb and dtype, the worst per shape, and microseconds of small calls."""
+    torch = ratios(rows, "torch")
+    torch_out = ratios(rows, "torch", out=True)
+    scipy = [row | {"ratio": 1 / row["ratio"]} for row in ratios(rows, "scipy")]
+    means = [
+        {
+            "verb": verb,
+            "dtype": dtype,
+            "xsoftmax/torch": _mean(torch, verb, dtype),
+            "xsoftmax/torch out=": _mean(torch_out, verb, dtype),
+            "scipy/xsoftmax": _mean(scipy, verb, dtype),
+        }
+        for verb, dtype in unique(rows, lambda row: (row["verb"], row["dtype"]))
+    ]
+    worst = [
+        {
+            "shape": shape,
+            "xsoftmax/torch": _extreme(max, torch + torch_out, shape),
+            "scipy/xsoftmax": _extreme(min, scipy, shape),
+        }
+        for shape in unique(rows, "shape")
+    ]
+    small = [
+        {key: row[key] for key in ("verb", "dtype", "contender", "out")} | {"microseconds": row["seconds"] * 1e6}
+        for row in rows
+        if row["status"] == "timed" and row["shape"] == SMALL
+    ]
+    return {"geometric means": means, "worst": worst, "small calls": small}
+
+
+def _mean(found: Sequence[Row], verb: str, dtype: str) -> float | None:
+    values = [row["ratio"] for row in found if (row["verb"], row["dtype"]) == (verb, dtype)]
+    return geometric_mean(values) if values else None
+
+
+def _extreme(choose: Callable, found: Sequence[Row], shape: list[int]) -> Row | None:
+    return choose((row for row in found if row["shape"] == shape), key=lambda row: row["ratio"], default=None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# text
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The machine, the summary, a table for each verb and dtype, and what was not timed."""
+    machine, rows = document["machine"], document["rows"]
+    caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
+    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
+    parts = [
+        f"# Softmax and cross-entropy on {machine['name']}",
+        f"{machine['processor']}, {machine['cores']} cores ({caches or 'caches unknown'}), "
+        f"{machine['threads']} threads; {machine['system']}, Python {machine['python']}; {libraries}; "
+        f"Numba {'on' if machine['numba'] else 'off'}; load before: {machine['load']}. "
+        f"Medians of {document['repeats']} runs.",
+        summary_text(document["summary"]),
+        "## Times",
+        "Time over a single-threaded copy of the logits, and in brackets the worst error in ulps of the exact result. "
+        "✗ wrong, – not timed: the reasons are below. Results smaller than the logits have no `out=` here. "
+        "Losses are the mean over the rows. The classes of more than two dimensions are on axis 1.",
+    ]
+    for verb, dtype in unique(rows, lambda row: (row["verb"], row["dtype"])):
+        parts += [f"### {verb}, {dtype}", _times([r for r in rows if (r["verb"], r["dtype"]) == (verb, dtype)])]
+    return "\n\n".join([*parts, "## Not timed", _not_timed(rows)]) + "\n"
+
+
+def summary_text(found: dict[str, list[Row]]) -> str:
+    means = [
+        (row["verb"], row["dtype"], *map(_ratio, list(row.values())[2:]))  # the ratios come last
+        for row in found["geometric means"]
+    ]
+    worst = [
+        (dimensions(row["shape"]), _where(row["xsoftmax/torch"]), _where(row["scipy/xsoftmax"]))
+        for row in found["worst"]
+    ]
+    parts = [
+        "## Summary",
+        "Ratios of times, geometric means over the shapes; xsoftmax is its fastest implementation on NumPy arrays.",
+        table(("verb", "dtype", "xsoftmax / PyTorch", "xsoftmax / PyTorch, out=", "SciPy / xsoftmax"), means),
+        "The worst ratio of each shape:",
+        table(("shape", "xsoftmax / PyTorch, largest", "SciPy / xsoftmax, smallest"), worst),
+        f"Microseconds of a call, {dimensions(SMALL)}:",
+        *([_small(found["small calls"], dtype) for dtype in unique(found["small calls"], "dtype")] or ["not measured"]),
+    ]
+    return "\n\n".join(parts)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _where(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    return f"{row['ratio']:.3g} ({row['verb']}, {row['dtype']}{', out=' if row['out'] else ''})"
+
+
+def _small(calls: Sequence[Row], dtype: str) -> str:
+    calls = [row for row in calls if row["dtype"] == dtype]
+    verbs = unique(calls, "verb")
+    lines = []
+    for name in unique(calls, label):
+        cells = {row["verb"]: f"{row['microseconds']:.1f}" for row in calls if label(row) == name}
+        lines.append((name, *(cells.get(verb, "–") for verb in verbs)))
+    return table((dtype, *verbs), lines)
+
+
+def _times(rows: Sequence[Row]) -> str:
+    shapes = unique(rows, "shape")
+    copies = {dimensions(r["shape"]): f"{r['copy_seconds'] * 1e3:.3g} ms" for r in rows if r["status"] == "timed"}
+    lines = [("copy", *(copies.get(dimensions(shape), "–") for shape in shapes))]
+    for name in unique(rows, label):
+        cells = {dimensions(r["shape"]): _cell(r) for r in rows if label(r) == name}
+        line = [cells.get(dimensions(shape), "–") for shape in shapes]
+        if set(line) != {"–"}:
+            lines.append((name, *line))
+    return table(("contender", *map(dimensions, shapes)), lines)
+
+
+def _cell(row: Row) -> str:
+    if row["status"] != "timed":
+        return "✗" if row["status"] == "wrong" else "–"
+    return f"{row['over_copy']:.3g} ({row['ulps']:.2g})"
+
+
+def _not_timed(rows: Sequence[Row]) -> str:
+    found = [row for row in rows if row["status"] != "timed"]
+    lines = []
+    for name, status, reason in unique(found, lambda row: (label(row), row["status"], row["reason"])):
+        same = [r for r in found if (label(r), r["status"], r["reason"]) == (name, status, reason)]
+        where = (unique(same, "verb"), unique(same, "dtype"), unique(same, lambda row: dimensions(row["shape"])))
+        lines.append((name, status, reason.replace("|", "\\|"), *(", ".join(values) for values in where)))
+    return table(("contender", "", "reason", "verbs", "dtypes", "shapes"), lines) if lines else "Nothing."
