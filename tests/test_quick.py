@@ -10,6 +10,7 @@ pytestmark = pytest.mark.backend("numpy")
 
 RNG = np.random.default_rng(2)
 VERBS = {"softmax": xs.softmax, "log_softmax": xs.log_softmax}
+LOSSES = {"cross_entropy": xs.cross_entropy, "cross_entropy_and_grad": xs.cross_entropy_and_grad}
 
 
 @pytest.fixture(params=[entry.name for entry in choose.candidates("numpy")], autouse=True)
@@ -44,9 +45,48 @@ def test_same_values(shape, dtype, scale, long_way):
         found, expected = verb(x), long_way(verb, x)
         assert (type(found), found.dtype, found.shape) == (type(expected), expected.dtype, expected.shape)
         np.testing.assert_allclose(found, expected, rtol=12 * eps, atol=np.finfo(dtype).tiny)
+    found, expected = xs.logsumexp(x), long_way(xs.logsumexp, x)
+    assert (type(found), found.dtype, found.shape) == (type(expected), expected.dtype, expected.shape)
+    np.testing.assert_allclose(found, expected, rtol=12 * eps)
     found, expected = xs.cross_entropy(x, labels), long_way(xs.cross_entropy, x, labels)
     assert type(found) is type(expected)
     np.testing.assert_allclose(found, expected, rtol=12 * eps)
+    both, expected = xs.cross_entropy_and_grad(x, labels), long_way(xs.cross_entropy_and_grad, x, labels)
+    assert (type(both), type(both.loss)) == (type(expected), type(expected.loss))
+    assert both.loss == found
+    np.testing.assert_allclose(both.grad, expected.grad, rtol=12 * eps, atol=np.finfo(dtype).tiny)
+
+
+@pytest.mark.parametrize("classes", [5, 50])
+def test_out(classes, long_way):
+    x = RNG.normal(size=(6, classes)).astype(np.float32)
+    labels = RNG.integers(0, classes, 6)
+    for verb in (*VERBS.values(), lambda x, **o: xs.cross_entropy_and_grad(x, labels, **o)[1]):
+        expected = long_way(verb, x)
+        out = np.full_like(x, np.nan)
+        assert verb(x, out=out) is out
+        np.testing.assert_allclose(out, expected, rtol=1e-6)
+        given = x.copy()
+        assert verb(given, out=given) is given
+        np.testing.assert_allclose(given, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("out", "error"),
+    [
+        (lambda memory: np.empty((3, 5), np.float32), ValueError),
+        (lambda memory: np.empty((4, 5)), TypeError),
+        (lambda memory: memory.tolist(), TypeError),
+        (lambda memory: memory[1:21].reshape(4, 5), ValueError),
+    ],
+    ids=["shape", "dtype", "list", "overlap"],
+)
+def test_wrong_out(out, error):
+    memory = np.zeros(26, np.float32)
+    for verb in (*VERBS.values(), lambda x, **o: xs.cross_entropy_and_grad(x, np.zeros(4, int), **o)):
+        with pytest.raises(error):
+            verb(memory[:20].reshape(4, 5), out=out(memory))
+    np.testing.assert_array_equal(memory, 0.0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])

@@ -156,8 +156,9 @@ def _find_quick(operation: str, x: Any, choice: str | None) -> Any:
     dtype = str(x.dtype)
     if dtype not in ("float32", "float64") or not x.dtype.isnative:
         return None
+    inner = operation.removesuffix("_and_grad")
     problem = Problem(operation, "numpy", "ndarray", dtype, "float64", dtype, (-1,))
-    return getattr(_module(_chosen(operation, problem, choice, None)), "QUICK", {}).get(operation)
+    return getattr(_module(_chosen(inner, problem, choice, None)), "QUICK", {}).get(operation)
 
 
 def candidates(library: str) -> list[Entry]:

@@ -87,9 +87,9 @@ def softmax(
     >>> xs.softmax(np.array([1000.0, 1000.0]))  # exp(1000) overflows; this does not
     array([0.5, 0.5])
     """
-    if where is None and out is None and type(temperature) is float and temperature == 1.0:
+    if where is None and type(temperature) is float and temperature == 1.0:
         function = quick("softmax", x, axis)
-        if function is not None and (y := function(x)) is not None:
+        if function is not None and (y := function(x, out)) is not None:
             return y
     given = on_logits("softmax", x, axis=axis, where=where, temperature=temperature, out=out)
     return written(_run("softmax", given, out), out)
@@ -142,9 +142,9 @@ def log_softmax(
     >>> xs.log_softmax(np.array([40.0, 0.0]))  # the first: -log1p(exp(-40))
     array([-4.24835426e-18, -4.00000000e+01])
     """
-    if where is None and out is None and type(temperature) is float and temperature == 1.0:
+    if where is None and type(temperature) is float and temperature == 1.0:
         function = quick("log_softmax", x, axis)
-        if function is not None and (y := function(x)) is not None:
+        if function is not None and (y := function(x, out)) is not None:
             return y
     given = on_logits("log_softmax", x, axis=axis, where=where, temperature=temperature, out=out)
     return written(_run("log_softmax", given, out), out)
@@ -211,12 +211,17 @@ def logsumexp(
     >>> xs.logsumexp(np.array([[1.0, 2.0], [3.0, 3.0]]), b=np.array([1.0, -1.0]), return_sign=True)
     (array([1.54132485,       -inf]), array([-1.,  0.]))
     """
+    if b is None and where is None and keepdims is False and return_sign is False:
+        function = quick("logsumexp", x, axis)
+        if function is not None:
+            return function(x)
     given = on_logits("logsumexp", x, axis=axis, b=b, where=where)
     xp = given.xp
     if b is None:
-        value = _run("logsumexp", given)
-        nan, zero, one = xp.full_like(value, math.nan), xp.zeros_like(value), xp.ones_like(value)
-        sign = xp.where(value == -math.inf, zero, xp.where(xp.isnan(value), nan, one)) if return_sign else None
+        value, sign = _run("logsumexp", given), None
+        if return_sign:
+            nan, zero, one = xp.full_like(value, math.nan), xp.zeros_like(value), xp.ones_like(value)
+            sign = xp.where(value == -math.inf, zero, xp.where(xp.isnan(value), nan, one))
     else:
         value, sign = _run("signed_logsumexp", given)
         if not return_sign:

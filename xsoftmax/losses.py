@@ -250,6 +250,11 @@ def cross_entropy_and_grad(
     >>> loss.round(12), grad
     (np.float64(0.126928011043), array([[-0.11920292,  0.11920292]]))
     """
+    absent = where is None and weight is None and sample_weight is None and ignore_index is None and softcap is None
+    if absent and _are_usual(label_smoothing, temperature, z_loss, reduction):
+        function = quick("cross_entropy_and_grad", logits, axis)
+        if function is not None and (found := function(logits, targets, out)) is not None:
+            return LossAndGrad(*found)
     given = on_loss(
         "cross_entropy_and_grad", logits, targets, axis, where, weight, sample_weight, ignore_index,
         label_smoothing, temperature, softcap, z_loss, reduction, wants=("loss", "grad"), out=out

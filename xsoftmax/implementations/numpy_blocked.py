@@ -15,7 +15,7 @@ from .. import formulas
 from ..blocks import ELEMENTS
 from ..problem import Array, Problem, Rows
 from . import array_api
-from ._numpy_rows import Operations
+from ._numpy_rows import Operations, quick_result
 
 _SHORT = 32  # classes; NumPy reduces shorter rows one by one, at 30 ns each, but their transpose at once
 _ORDINARY = 600.0  # exp(x) is a normal number wherever it counts, and the sum finite
@@ -257,19 +257,21 @@ def _by_formulas(
 # small float32 matrices: a call of NumPy costs 1 µs, whatever it does
 
 
-def _quick_softmax(x: Array) -> Array | None:
+def _quick_softmax(x: Array, out: Array | None) -> Array | None:
     m = np.maximum.reduce(x, axis=1, keepdims=True)
     if x.dtype != np.float32 or not np.maximum.reduce(np.abs(m), axis=None) < _ORDINARY:
         return None
+    if (y := quick_result(x, out)) is None:
+        return None
     e = np.exp(x, dtype=np.float64)
-    return np.divide(e, np.add.reduce(e, axis=1, keepdims=True), out=np.empty_like(x), casting="same_kind")
+    return np.divide(e, np.add.reduce(e, axis=1, keepdims=True), out=y, casting="same_kind")
 
 
-def _quick_log_softmax(x: Array) -> Array | None:
-    if (parts := _quick_parts(x)) is None:
+def _quick_log_softmax(x: Array, out: Array | None) -> Array | None:
+    if (parts := _quick_parts(x)) is None or (y := quick_result(x, out)) is None:
         return None
     m, log_sum = parts
-    return np.subtract(np.subtract(x, m, dtype=np.float64), log_sum, out=np.empty_like(x), casting="same_kind")
+    return np.subtract(np.subtract(x, m, dtype=np.float64), log_sum, out=y, casting="same_kind")
 
 
 def _quick_parts(x: Array) -> tuple[Array, Array] | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..problem import Array, Problem
-from ._numpy_rows import Operations
+from ._numpy_rows import Operations, quick_result
 
 _SHORT = 32  # classes; shorter rows are worked across
 _WIDEST = 1 << 16  # classes of rows that are worked across: a tile is 8 rows wide
@@ -107,29 +107,50 @@ def _step(a: Array | None) -> int:
 # small arrays (n, C), side by side in memory and writeable, along the last axis, without options
 
 
-def _quick_softmax(x: Array) -> Array:
-    y = np.empty_like(x)
-    _kernel("small", "softmax")(x, y)
+def _quick_softmax(x: Array, out: Array | None) -> Array | None:
+    if (y := quick_result(x, out)) is not None:
+        _kernel("small", "softmax")(x, y)
     return y
 
 
-def _quick_log_softmax(x: Array) -> Array:
-    y = np.empty_like(x)
-    _kernel("small", "log_softmax")(x, y)
+def _quick_log_softmax(x: Array, out: Array | None) -> Array | None:
+    if (y := quick_result(x, out)) is not None:
+        _kernel("small", "log_softmax")(x, y)
+    return y
+
+
+def _quick_logsumexp(x: Array) -> Array:
+    y = np.empty(len(x), x.dtype)
+    _kernel("small", "logsumexp")(x, y)
     return y
 
 
 def _quick_cross_entropy(x: Array, labels: Array) -> Any:
-    """The mean, or None where something is wrong with the labels."""
-    if type(labels) is not np.ndarray or labels.dtype != _LABELS or labels.shape != x.shape[:1]:
-        return None
-    if not labels.flags.carray:
+    if not _are_plain(labels, x):
         return None
     mean = _kernel("small", "mean_cross_entropy")(x, labels, np.empty(len(x)))
     return None if mean == -1.0 else x.dtype.type(mean)
 
 
-QUICK = {"softmax": _quick_softmax, "log_softmax": _quick_log_softmax, "cross_entropy": _quick_cross_entropy}
+def _quick_cross_entropy_and_grad(x: Array, labels: Array, out: Array | None) -> tuple[Any, Array] | None:
+    if not _are_plain(labels, x) or (grad := quick_result(x, out)) is None:
+        return None
+    mean = _kernel("small", "mean_cross_entropy_and_grad")(x, labels, np.empty(len(x)), grad)
+    return None if mean == -1.0 else (x.dtype.type(mean), grad)
+
+
+def _are_plain(labels: Array, x: Array) -> bool:
+    plain = type(labels) is np.ndarray and labels.dtype == _LABELS and labels.shape == x.shape[:1]
+    return plain and labels.flags.carray
+
+
+QUICK = {
+    "softmax": _quick_softmax,
+    "log_softmax": _quick_log_softmax,
+    "logsumexp": _quick_logsumexp,
+    "cross_entropy": _quick_cross_entropy,
+    "cross_entropy_and_grad": _quick_cross_entropy_and_grad,
+}
 
 _operations = Operations("numpy_numba", _Kernels())
 softmax = _operations.softmax

@@ -35,18 +35,59 @@ def log_softmax(x: Any, y: Any) -> None:
 
 
 @jit(**EXACT)
-def mean_cross_entropy(x: Any, labels: Any, loss: Any) -> float:
-    """Mean of the rows, whose losses are left in `loss`; −1 where a label is none."""
+def logsumexp(x: Any, y: Any) -> None:
     n, classes = x.shape
+    like, bytes_ = x[0, 0], item(x[0, 0])
+    step = classes * bytes_
+    if classes <= ACROSS:
+        tiles.logsumexp(n, classes, x.ctypes.data, step, bytes_, like, y.ctypes.data, bytes_, like)
+    else:
+        rows.logsumexp(n, classes, x.ctypes.data, step, like, y.ctypes.data, bytes_, like)
+
+
+@jit(**EXACT)
+def _are_classes(labels: Any, classes: int) -> bool:
+    wrong = 0
     for label in labels:
-        if label < 0 or label >= classes:
-            return -1.0
+        wrong += 1 if label < 0 or label >= classes else 0
+    return wrong == 0
+
+
+@jit(**EXACT)
+def mean_cross_entropy(x: Any, labels: Any, loss: Any) -> float:
+    """Mean of the rows, for which `loss` is space; −1 where a label is none."""
+    n, classes = x.shape
+    if not _are_classes(labels, classes):
+        return -1.0
     like, bytes_ = x[0, 0], item(x[0, 0])
     step, at, to = classes * bytes_, labels.ctypes.data, loss.ctypes.data
     if classes <= ACROSS:
         tiles.cross_entropy_labels(n, classes, x.ctypes.data, step, bytes_, like, at, 0, 0, 0, 0, 0, to, 0, 0, 0, like)
     else:
         row_losses.cross_entropy_labels(n, classes, x.ctypes.data, step, like, at, 0, 0, 0, 0, 0, to, 0, 0, like)
+    return total(loss) / n
+
+
+@jit(**EXACT)
+def mean_cross_entropy_and_grad(x: Any, labels: Any, loss: Any, grad: Any) -> float:
+    """Mean of the rows, for which `loss` is space, and its gradient; −1 where a label is none."""
+    n, classes = x.shape
+    if not _are_classes(labels, classes):
+        return -1.0
+    share = np.empty(1)
+    share[0] = 1.0 / n
+    like, bytes_ = x[0, 0], item(x[0, 0])
+    step, at, to = classes * bytes_, labels.ctypes.data, loss.ctypes.data
+    scale, into = share.ctypes.data, grad.ctypes.data
+    if classes <= ACROSS:
+        tiles.cross_entropy_labels(
+            n, classes, x.ctypes.data, step, bytes_, like, at, 0, 0, 0, scale, 0, to, into, step, bytes_, like
+        )
+    else:
+        row_losses.cross_entropy_labels(
+            n, classes, x.ctypes.data, step, like, at, 0, 0, 0, scale, 0, to, into, step, like
+        )
+    rows.alive(share)
     return total(loss) / n
 
 
