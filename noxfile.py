@@ -153,6 +153,13 @@ def examples(session):
 
 
 @nox.session
+def bench(session):
+    """Time the CPU against the other libraries, into benchmarks/results; arguments are those of benchmarks/cpu.py."""
+    install(session, "numba", "torch", "jax", "cli", "bench")
+    session.run("python", "benchmarks/cpu.py", *session.posargs)
+
+
+@nox.session
 def lint(session):
     """Style and format."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
