@@ -159,3 +159,11 @@ def test_other_label_dtypes(long_way):
     for dtype in (np.int8, np.uint8, np.int32, np.uint64, ">i8"):
         labels = np.array([1, 9, 0, 3]).astype(dtype)
         np.testing.assert_allclose(xs.cross_entropy(x, labels), long_way(xs.cross_entropy, x, labels), rtol=1e-6)
+
+
+def test_out_over_the_labels():
+    memory = np.zeros(20)
+    labels = memory[:4].view(np.int64)
+    with pytest.raises(ValueError, match=r"^cross_entropy_and_grad: out overlaps targets in part"):
+        xs.cross_entropy_and_grad(np.ones((4, 5)), labels, out=memory.reshape(4, 5))
+    np.testing.assert_array_equal(memory, 0.0)

@@ -155,3 +155,20 @@ raise SystemExit(os.waitpid(child, 0)[1])
 """
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_work_is_handed_over_under_the_lock(monkeypatch):
+    """Else another caller, who asks for more threads, could shut the pool in between."""
+    held = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *args, **kwargs):
+            held.append(threads._lock.locked())
+            return super().submit(*args, **kwargs)
+
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", Pool)
+    threads._after_fork()  # starts without a pool
+    xs.set_num_threads(4)
+    threads.each(lambda i: None, 10)
+    threads._after_fork()
+    assert held == [True] * 3

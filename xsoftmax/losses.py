@@ -127,8 +127,8 @@ def cross_entropy(
     >>> xs.cross_entropy(logits, np.array([1, -100]), ignore_index=-100).round(12)
     np.float64(0.479010696748)
     """
-    absent = where is None and weight is None and sample_weight is None and ignore_index is None and softcap is None
-    if absent and _are_usual(label_smoothing, temperature, z_loss, reduction):
+    absent = (where, weight, sample_weight, ignore_index, softcap)
+    if _are_usual(absent, label_smoothing, temperature, z_loss, reduction):
         function = quick("cross_entropy", logits, axis)
         if function is not None and (mean := function(logits, targets)) is not None:
             return mean
@@ -250,8 +250,8 @@ def cross_entropy_and_grad(
     >>> loss.round(12), grad
     (np.float64(0.126928011043), array([[-0.11920292,  0.11920292]]))
     """
-    absent = where is None and weight is None and sample_weight is None and ignore_index is None and softcap is None
-    if absent and _are_usual(label_smoothing, temperature, z_loss, reduction):
+    absent = (where, weight, sample_weight, ignore_index, softcap)
+    if _are_usual(absent, label_smoothing, temperature, z_loss, reduction):
         function = quick("cross_entropy_and_grad", logits, axis)
         if function is not None and (found := function(logits, targets, out)) is not None:
             return LossAndGrad(*found)
@@ -509,7 +509,12 @@ def _on_probs(verb: str, arrays: dict[str, Array], axis: int) -> Array:
     return reduced(run(verb, p, *given.arrays, xp=xp), p.axes, xp)
 
 
-def _are_usual(label_smoothing: float, temperature: float, z_loss: float, reduction: str) -> bool:
+def _are_usual(
+    absent: tuple[object, ...], label_smoothing: float, temperature: float, z_loss: float, reduction: str
+) -> bool:
+    """Whether no option is given, or as its default: what a short cut does without."""
+    if any(option is not None for option in absent):
+        return False
     if type(label_smoothing) is type(temperature) is type(z_loss) is float and type(reduction) is str:
         return (label_smoothing, temperature, z_loss, reduction) == (0.0, 1.0, 0.0, "mean")
     return False

@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 _VARIABLE = "XSOFTMAX_NUM_THREADS"
 _threads: int | None = None
@@ -73,7 +73,7 @@ def each(work: Callable[[int], None], count: int) -> None:
                 stop.set()
                 raise
 
-    futures = [_executor(helpers).submit(take) for _ in range(helpers)]
+    futures = _submitted(take, helpers)
     try:
         take()
     finally:
@@ -83,15 +83,15 @@ def each(work: Callable[[int], None], count: int) -> None:
         raise error
 
 
-def _executor(size: int) -> ThreadPoolExecutor:
-    """The one pool, made anew where more threads are asked for; a replaced one ends with its work."""
+def _submitted(take: Callable[[], None], helpers: int) -> list[Future[None]]:
+    """On the one pool, made anew for more threads; under the lock, since one that is replaced takes no more work."""
     global _pool, _pool_size
     with _lock:
-        if _pool is None or _pool_size < size:
+        if _pool is None or _pool_size < helpers:
             if _pool is not None:
                 _pool.shutdown(wait=False)
-            _pool, _pool_size = ThreadPoolExecutor(size, "xsoftmax"), size
-        return _pool
+            _pool, _pool_size = ThreadPoolExecutor(helpers, "xsoftmax"), helpers
+        return [_pool.submit(take) for _ in range(helpers)]
 
 
 def _after_fork() -> None:

@@ -19,11 +19,17 @@ from ._numpy_rows import Operations, quick_result
 
 _SHORT = 32  # classes; NumPy reduces shorter rows one by one, at 30 ns each, but their transpose at once
 _ORDINARY = 600.0  # exp(x) is a normal number wherever it counts, and the sum finite
-
-
 _QUICK = 1 << 12  # elements; beyond, passes over the transpose are faster
 _DIGITS = 2.0**-20  # Σ e / wm − 1 above it has more than the digits of a float32
 _PIECE = 1 << 17  # classes; longer rows are exponentiated piece by piece, twice where the result needs it
+
+
+class _Turned(NamedTuple):
+    """Rows, their maxima, and the class axis: 0 where the transpose is better."""
+
+    x: Array
+    m: Array
+    axis: int
 
 
 class _Sums(NamedTuple):
@@ -55,8 +61,9 @@ class _NumPy:
 
     def normalise(self, operation: str, x: Array, y: Array) -> None:
         with np.errstate(all="ignore"):
-            if (ordinary := _ordinary(x)) is None:
-                (_softmax if operation == "softmax" else partial(_logarithm, operation))(x, y)
+            turned = _turned(x)
+            if (ordinary := _ordinary(turned)) is None:
+                (_softmax if operation == "softmax" else partial(_logarithm, operation))(turned, y)
                 return
             for rows in np.flatnonzero(ordinary), np.flatnonzero(~ordinary):
                 for some in _by_pieces(rows, x.shape[1]):
@@ -82,8 +89,9 @@ class _NumPy:
             if labels is None or zeta is not None:
                 _by_formulas(weight, x, targets, grad, labels, zeta, scale, loss)
                 return
-            if (ordinary := _ordinary(x)) is None:
-                _label_rows(weight, x, grad, labels[:, 0], scale, loss)
+            turned = _turned(x)
+            if (ordinary := _ordinary(turned)) is None:
+                _label_rows(weight, turned, grad, labels[:, 0], scale, loss)
                 return
             for rows in np.flatnonzero(ordinary), np.flatnonzero(~ordinary):
                 for some in _by_pieces(rows, x.shape[1]):
@@ -91,7 +99,7 @@ class _NumPy:
                     g = None if grad is None else np.empty((len(some), x.shape[1]), grad.dtype)
                     value = None if loss is None else np.empty((len(some), 1))
                     if ordinary[some[0]]:
-                        _label_rows(weight, x[some], g, labels[some, 0], share, value)
+                        _label_rows(weight, _turned(x[some]), g, labels[some, 0], share, value)
                     else:
                         _by_formulas(weight, x[some], None, g, labels[some], None, share, value)
                     for a, part in ((grad, g), (loss, value)):
@@ -103,10 +111,9 @@ class _NumPy:
             to[...] = getattr(formulas, operation)(y.astype(np.float64), v.astype(np.float64), (-1,), xp=np)
 
 
-def _ordinary(x: Array) -> Array | None:
+def _ordinary(turned: _Turned) -> Array | None:
     """Which rows can be exponentiated as they are; None: all."""
-    m = np.max(x, axis=-1) if x.shape[1] > _SHORT else np.max(np.ascontiguousarray(x.T), axis=0)
-    ordinary = np.abs(m) < _ORDINARY
+    ordinary = np.abs(turned.m).reshape(-1) < _ORDINARY
     return None if ordinary.all() else ordinary
 
 
@@ -116,16 +123,15 @@ def _by_pieces(rows: Array, classes: int) -> list[Array]:
     return [rows[i : i + n] for i in range(0, len(rows), n)]
 
 
-def _turned(x: Array) -> tuple[Array, int]:
-    """The rows and their class axis: 0 where the transpose is better."""
+def _turned(x: Array) -> _Turned:
+    axis = -1
     if x.shape[1] <= _SHORT or (len(x) > 1 and x.strides[1] > x.strides[0]):
-        return np.ascontiguousarray(x.T), 0
-    return x, -1
+        x, axis = np.ascontiguousarray(x.T), 0
+    return _Turned(x, np.max(x, axis=axis, keepdims=True).astype(np.float64), axis)
 
 
-def _softmax(x: Array, y: Array) -> None:
-    x, axis = _turned(x)
-    m = _largest(x, axis)
+def _softmax(turned: _Turned, y: Array) -> None:
+    x, m, axis = turned
     if axis == -1 and x.shape[1] > _PIECE:
         sums = _sums_by_pieces(x, m)
         for classes, e in sums.pieces():
@@ -135,20 +141,16 @@ def _softmax(x: Array, y: Array) -> None:
     np.divide(e, _sum(e, axis, x), out=y.T if axis == 0 else y, casting="same_kind")
 
 
-def _logarithm(operation: str, x: Array, y: Array) -> None:
-    sums = _sums(x)
+def _logarithm(operation: str, turned: _Turned, y: Array) -> None:
+    sums = _sums(turned)
     log_sum = np.log1p(sums.q / sums.wm)
     to = y.T if sums.axis == 0 else y
     if operation == "logsumexp":
         np.add(sums.m, log_sum, out=to, casting="same_kind")
         return
-    for classes in [slice(None)] if sums.axis == 0 else _pieces(x.shape[1]):
+    for classes in [slice(None)] if sums.axis == 0 else _pieces(sums.x.shape[1]):
         distance = np.subtract(sums.x[:, classes], sums.m, dtype=np.float64)
         np.subtract(distance, log_sum, out=to[:, classes], casting="same_kind")
-
-
-def _largest(x: Array, axis: int) -> Array:
-    return np.max(x, axis=axis, keepdims=True).astype(np.float64)
 
 
 def _exp(x: Array, m: Array) -> Array:
@@ -166,9 +168,8 @@ def _sum(e: Array, axis: int, x: Array) -> Array:
     return formulas.total(e, (-2 if axis == 0 else -1,), xp=np)
 
 
-def _sums(x: Array) -> _Sums:
-    x, axis = _turned(x)
-    m = _largest(x, axis)
+def _sums(turned: _Turned) -> _Sums:
+    x, m, axis = turned
     if axis == -1 and x.shape[1] > _PIECE:
         return _sums_by_pieces(x, m)
     e = _exp(x, m)
@@ -199,11 +200,17 @@ def _pieces(classes: int) -> list[slice]:
 
 
 def _label_rows(
-    weight: Array | None, x: Array, grad: Array | None, labels: Array, scale: Array | None, loss: Array | None
+    weight: Array | None,
+    turned: _Turned,
+    grad: Array | None,
+    labels: Array,
+    scale: Array | None,
+    loss: Array | None,
 ) -> None:
     """L = T (log1p(q / wm) + m − x_t), ∂L/∂x_i = T (y_i − δ_it); −T q / s where y_t > 1/2"""
-    sums = _sums(x)
-    at = (labels, np.arange(len(x))) if sums.axis == 0 else (np.arange(len(x)), labels)
+    sums = _sums(turned)
+    rows = np.arange(len(labels))
+    at = (labels, rows) if sums.axis == 0 else (rows, labels)
     m, wm, q = (a.reshape(-1) for a in (sums.m, sums.wm, sums.q))
     total = 1.0 if weight is None else weight[labels]
     if loss is not None:
@@ -258,20 +265,22 @@ def _by_formulas(
 # small float32 matrices: a call of NumPy costs 1 µs, whatever it does
 
 
-def _quick_softmax(x: Array, out: Array | None) -> Array | None:
+def _quick_largest(x: Array) -> Array | None:
     if x.dtype != np.float32 or x.size > _QUICK:
         return None
     m = np.maximum.reduce(x, axis=1, keepdims=True)
-    if not np.maximum.reduce(np.abs(m), axis=None) < _ORDINARY:
-        return None
-    if (y := quick_result(x, out)) is None:
+    return m if np.maximum.reduce(np.abs(m), axis=None) < _ORDINARY else None
+
+
+def _quick_softmax(x: Array, out: Array | None) -> Array | None:
+    if _quick_largest(x) is None or (y := quick_result(out, x)) is None:
         return None
     e = np.exp(x, dtype=np.float64)
     return np.divide(e, np.add.reduce(e, axis=1, keepdims=True), out=y, casting="same_kind")
 
 
 def _quick_log_softmax(x: Array, out: Array | None) -> Array | None:
-    if (parts := _quick_parts(x)) is None or (y := quick_result(x, out)) is None:
+    if (parts := _quick_parts(x)) is None or (y := quick_result(out, x)) is None:
         return None
     m, log_sum = parts
     return np.subtract(np.subtract(x, m, dtype=np.float64), log_sum, out=y, casting="same_kind")
@@ -279,10 +288,7 @@ def _quick_log_softmax(x: Array, out: Array | None) -> Array | None:
 
 def _quick_parts(x: Array) -> tuple[Array, Array] | None:
     """m, and log1p(q / wm) where q = Σ e − wm has digits enough."""
-    if x.dtype != np.float32 or x.size > _QUICK:
-        return None
-    m = np.maximum.reduce(x, axis=1, keepdims=True)
-    if not np.maximum.reduce(np.abs(m), axis=None) < _ORDINARY:
+    if (m := _quick_largest(x)) is None:
         return None
     wm = np.exp(m, dtype=np.float64)
     ratio = np.add.reduce(np.exp(x, dtype=np.float64), axis=1, keepdims=True) / wm - 1.0

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from ..kernels import ACROSS
 from ..problem import Array, Problem
 from ._numpy_rows import Operations, quick_result
 
-_SHORT = 32  # classes; shorter rows are worked across
 _WIDEST = 1 << 16  # classes of rows that are worked across: a tile is 8 rows wide
 _PIECE = 4096  # elements that are worth a call
 _LABELS = np.dtype(np.int64)
@@ -48,7 +48,7 @@ class _Kernels:
     def normalise(self, operation: str, x: Array, y: Array) -> None:
         n, classes = x.shape
         a, b = _memory(x), _memory(y)
-        if classes <= _SHORT or x.strides[1] != x.itemsize or (operation != "logsumexp" and y.strides[1] != y.itemsize):
+        if classes <= ACROSS or x.strides[1] != x.itemsize or (operation != "logsumexp" and y.strides[1] != y.itemsize):
             to = (b, y.strides[0]) if operation == "logsumexp" else (b, *y.strides)
             _kernel("tiles", operation)(n, classes, a, *x.strides, _ZERO[x.dtype], *to, _ZERO[y.dtype])
         else:
@@ -66,7 +66,7 @@ class _Kernels:
         loss: Array | None,
     ) -> None:
         n, classes = x.shape
-        across = classes <= _SHORT or any(a is not None and a.strides[1] != a.itemsize for a in (x, targets, grad))
+        across = classes <= ACROSS or any(a is not None and a.strides[1] != a.itemsize for a in (x, targets, grad))
         by_row = (_memory(zeta), _step(zeta), _memory(scale), _step(scale), _memory(loss))
         like = _ZERO[x.dtype]
         into = like if grad is None else _ZERO[grad.dtype]
@@ -107,15 +107,9 @@ def _step(a: Array | None) -> int:
 # small arrays (n, C), side by side in memory and writeable, along the last axis, without options
 
 
-def _quick_softmax(x: Array, out: Array | None) -> Array | None:
-    if (y := quick_result(x, out)) is not None:
-        _kernel("small", "softmax")(x, y)
-    return y
-
-
-def _quick_log_softmax(x: Array, out: Array | None) -> Array | None:
-    if (y := quick_result(x, out)) is not None:
-        _kernel("small", "log_softmax")(x, y)
+def _quick_like_logits(kernel: str, x: Array, out: Array | None) -> Array | None:
+    if (y := quick_result(out, x)) is not None:
+        _kernel("small", kernel)(x, y)
     return y
 
 
@@ -133,7 +127,7 @@ def _quick_cross_entropy(x: Array, labels: Array) -> Any:
 
 
 def _quick_cross_entropy_and_grad(x: Array, labels: Array, out: Array | None) -> tuple[Any, Array] | None:
-    if not _are_plain(labels, x) or (grad := quick_result(x, out)) is None:
+    if not _are_plain(labels, x) or (grad := quick_result(out, x, labels)) is None:
         return None
     mean = _kernel("small", "mean_cross_entropy_and_grad")(x, labels, np.empty(len(x)), grad)
     return None if mean == -1.0 else (x.dtype.type(mean), grad)
@@ -145,8 +139,8 @@ def _are_plain(labels: Array, x: Array) -> bool:
 
 
 QUICK = {
-    "softmax": _quick_softmax,
-    "log_softmax": _quick_log_softmax,
+    "softmax": partial(_quick_like_logits, "softmax"),
+    "log_softmax": partial(_quick_like_logits, "log_softmax"),
     "logsumexp": _quick_logsumexp,
     "cross_entropy": _quick_cross_entropy,
     "cross_entropy_and_grad": _quick_cross_entropy_and_grad,

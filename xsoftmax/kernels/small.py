@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from . import row_losses, rows, tiles
+from . import ACROSS, row_losses, rows, tiles
 from .vector_math import EXACT, item, jit
-
-ACROSS = 32  # classes; shorter rows are worked across
 
 
 @jit(**EXACT)
