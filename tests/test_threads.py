@@ -172,3 +172,32 @@ def test_work_is_handed_over_under_the_lock(monkeypatch):
     threads.each(lambda i: None, 10)
     threads._after_fork()
     assert held == [True] * 3
+
+
+@pytest.mark.skipif(threads._processor is None, reason="this system does not tell the processor of a thread")
+@pytest.mark.skipif(threads._processor is None or len(os.sched_getaffinity(0)) < 2, reason="one processor")
+def test_helpers_leave_the_processor_of_the_caller(monkeypatch):
+    monkeypatch.setattr(threads, "_processor", lambda: min(os.sched_getaffinity(0)))
+    allowed, helpers, met = os.sched_getaffinity(0), [], threading.Barrier(2)
+
+    def work(i):
+        met.wait(10)
+        if threading.current_thread() is not threading.main_thread():
+            helpers.append(os.sched_getaffinity(0))
+
+    xs.set_num_threads(2)
+    threads.each(work, 2)
+    assert helpers == [allowed - {min(allowed)}]
+    assert os.sched_getaffinity(0) == allowed
+
+
+def test_processors_taken_away_since(monkeypatch):
+    def refuse(pid, processors):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse, raising=False)
+    monkeypatch.setattr(threads, "_other_processors", lambda: {10_000})
+    xs.set_num_threads(2)
+    done = []
+    threads.each(done.append, 4)
+    assert sorted(done) == [0, 1, 2, 3]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import cast
 
 _VARIABLE = "XSOFTMAX_NUM_THREADS"
 _threads: int | None = None
@@ -63,7 +66,7 @@ def each(work: Callable[[int], None], count: int) -> None:
         for i in range(count):
             work(i)
         return
-    numbers, stop = itertools.count(), threading.Event()
+    numbers, stop, elsewhere = itertools.count(), threading.Event(), _other_processors()
 
     def take() -> None:
         while not stop.is_set() and (i := next(numbers)) < count:
@@ -73,7 +76,11 @@ def each(work: Callable[[int], None], count: int) -> None:
                 stop.set()
                 raise
 
-    futures = _submitted(take, helpers)
+    def help_out() -> None:
+        _move_to(elsewhere)
+        take()
+
+    futures = _submitted(help_out, helpers)
     try:
         take()
     finally:
@@ -92,6 +99,31 @@ def _submitted(take: Callable[[], None], helpers: int) -> list[Future[None]]:
                 _pool.shutdown(wait=False)
             _pool, _pool_size = ThreadPoolExecutor(helpers, "xsoftmax"), helpers
         return [_pool.submit(take) for _ in range(helpers)]
+
+
+def _processor_number() -> Callable[[], int] | None:
+    try:
+        return cast("Callable[[], int]", ctypes.CDLL(None).sched_getcpu)
+    except (AttributeError, OSError, TypeError):  # no Linux
+        return None
+
+
+_processor = _processor_number()
+
+
+def _other_processors() -> set[int]:
+    """Those that this thread may use, but is not on."""
+    return os.sched_getaffinity(0) - {_processor()} if _processor is not None else set()
+
+
+def _move_to(processors: set[int]) -> None:
+    """Linux may wake a thread on the processor of the one that woke it, and see for 4 ms no other that is idle.
+
+    20,000 × 400 took 3.6 ms instead of 2.0.
+    """
+    if processors:
+        with suppress(OSError):  # these may have been taken from the process since
+            os.sched_setaffinity(0, processors)
 
 
 def _after_fork() -> None:

@@ -25,7 +25,8 @@ READ = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 class Arithmetic(Protocol):
     """What is done to a block of rows (n, C) of float32 or float64; arrays with a number for each row are (n, 1)."""
 
-    elements: int  # of a block that is handed over as it is
+    def block(self, size: int) -> int:
+        """Elements of a block, of so many in all, that is handed over as it is."""
 
     def reads(self, view: Array) -> bool:
         """Whether blocks of a view (outer, inner, C) can be handed over as they are, and be written to."""
@@ -204,7 +205,7 @@ class Operations:
 
     def _on_blocks(self, direct: bool, plain: Any, prepared: Any, *arrays: Array | None) -> None:
         if direct:
-            on_blocks(plain, *arrays, elements=self.arithmetic.elements)
+            on_blocks(plain, *arrays, elements=self.arithmetic.block(arrays[0].size))
         else:
             on_blocks(prepared, *arrays)
 

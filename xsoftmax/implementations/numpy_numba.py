@@ -11,9 +11,11 @@ import numpy as np
 
 from ..kernels import ACROSS
 from ..problem import Array, Problem
+from ..threads import get_num_threads
 from ._numpy_rows import Operations, quick_result
 
 _WIDEST = 1 << 16  # classes of rows that are worked across: a tile is 8 rows wide
+_EACH = 8  # blocks of a thread
 _PIECE = 4096  # elements that are worth a call
 _LABELS = np.dtype(np.int64)
 _ZERO: dict[Any, Any] = {
@@ -37,7 +39,9 @@ def _kernel(module: str, name: str) -> Any:
 
 
 class _Kernels:
-    elements = 1 << 18  # 0.1 ms, against 10 µs for a call from the pool
+    def block(self, size: int) -> int:
+        """0.1 ms at least, against 10 µs for a call from the pool, and few: threads wait for each other at each."""
+        return max(1 << 18, size // (_EACH * get_num_threads()))
 
     def reads(self, view: Array) -> bool:
         outer, inner, classes = view.shape

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .rows import (
+from .exponentials import (
     BLOCK,
     KEPT,
-    LANES,
     REACH,
     alive,
     buffer,
@@ -46,14 +45,14 @@ def cross_entropy_labels(
     scale: int, scale_step: int, loss: int, grad: int, grad_step: int, grad_type: Any,
 ) -> None:  # fmt: skip
     """t = weight[label] at the label, 0 elsewhere."""
-    space, tail, short = buffer(classes), np.empty(LANES), np.empty(LANES, np.float32)
+    space = buffer(classes)
     w, keep = space.ctypes.data, classes <= KEPT
     for i in range(n):
         row, to = x + i * x_step, grad + i * grad_step
         label = pointer(labels, np.int64)[i]
         factor = _number(_offset(scale, i * scale_step), 1.0)
         z = _number(_offset(zeta, i * zeta_step), 0.0)
-        m, c, k, wm, q = exponentials(row, x_type, classes, w, keep, tail, short, True)
+        m, c, k, wm, q = exponentials(row, x_type, classes, w, keep, to if grad else 0)
         finite = np.isfinite(m)
         total = _number(_offset(weight, 8 * label), 1.0)
         at_label = np.float64(pointer(row, x_type)[label])
@@ -78,8 +77,6 @@ def cross_entropy_labels(
                 scaled(row, x_type, classes, m, c, k, quotient(factor * (total + pull), q, wm), w, keep, to, grad_type)
                 g[label] = factor * (away + pull * y)
     alive(space)
-    alive(tail)
-    alive(short)
 
 
 @jit(**SUMS)
@@ -117,13 +114,13 @@ def cross_entropy_dense(
     zeta_step: int, scale: int, scale_step: int, loss: int, grad: int, grad_step: int, grad_type: Any,
 ) -> None:  # fmt: skip
     """Any targets t."""
-    space, tail, short = buffer(classes), np.empty(LANES), np.empty(LANES, np.float32)
+    space = buffer(classes)
     w, keep = space.ctypes.data, classes <= KEPT
     for i in range(n):
         row, to, t = x + i * x_step, grad + i * grad_step, targets + i * t_step
         factor = _number(_offset(scale, i * scale_step), 1.0)
         z = _number(_offset(zeta, i * zeta_step), 0.0)
-        m, c, k, wm, q = exponentials(row, x_type, classes, w, keep, tail, short, True)
+        m, c, k, wm, q = exponentials(row, x_type, classes, w, keep, to if grad else 0)
         finite = np.isfinite(m)
         total, others, far = _targets(row, x_type, t, t_type, classes, m) if finite else (math.nan, math.nan, math.nan)
         log_sum = log1p(q / wm) if finite else math.nan
@@ -160,8 +157,6 @@ def cross_entropy_dense(
                     grad_type,
                 )
     alive(space)
-    alive(tail)
-    alive(short)
 
 
 @jit(**EXACT)

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .rows import LEAST, MOST, alive, moderate, quotient, reach, shift, two_sum
+from .exponentials import LEAST, MOST, alive, moderate, quotient, reach, shift, two_sum
 from .vector_math import EXACT, exp, item, jit, log1p, pointer
 
 WIDTH = 64  # rows of a tile: a constant, so that LLVM knows which lines are apart, and no loop has an end piece

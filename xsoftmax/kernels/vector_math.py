@@ -41,19 +41,46 @@ def _from_bits(typing: Any, n: Any) -> Any:
     return types.float64(types.int64), lambda context, builder, signature, a: builder.bitcast(a[0], ir.DoubleType())
 
 
+def _of_two(name: str, builder: Any, a: Any, **flags: Any) -> Any:
+    kind = a[0].type
+    name = f"{name}.f32" if isinstance(kind, ir.FloatType) else f"{name}.f64"
+    function = builder.module.globals.get(name) or ir.Function(
+        builder.module, ir.FunctionType(kind, [kind, kind]), name
+    )
+    return builder.call(function, a, **flags)
+
+
 @intrinsic
 def maximum(typing: Any, x: Any, y: Any) -> Any:
-    """The larger; nan if one is nan. Only this form becomes a vector reduction."""
+    """The larger; nan if one is nan. Only this form, and the next, becomes a vector reduction."""
+    return x(x, x), lambda context, builder, signature, a: _of_two("llvm.maximum", builder, a)
+
+
+@intrinsic
+def larger(typing: Any, x: Any, y: Any) -> Any:
+    """The larger of two numbers, in one instruction instead of five; any number if one is nan."""
 
     def generate(context: Any, builder: Any, signature: Any, a: Any) -> Any:
-        kind = a[0].type
-        name = "llvm.maximum.f32" if isinstance(kind, ir.FloatType) else "llvm.maximum.f64"
-        function = builder.module.globals.get(name) or ir.Function(
-            builder.module, ir.FunctionType(kind, [kind, kind]), name
-        )
-        return builder.call(function, a)
+        return _of_two("llvm.maxnum", builder, a, fastmath=("nnan", "nsz"))
 
     return x(x, x), generate
+
+
+@intrinsic
+def fetch(typing: Any, address: Any) -> Any:
+    """Tell the cache that the memory at an address, which need not be any, will be used."""
+
+    def generate(context: Any, builder: Any, signature: Any, a: Any) -> Any:
+        place = builder.inttoptr(a[0], ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        name = "llvm.prefetch.p0i8"
+        function = builder.module.globals.get(name) or ir.Function(
+            builder.module, ir.FunctionType(ir.VoidType(), [place.type, number, number, number]), name
+        )
+        builder.call(function, [place, number(0), number(3), number(1)])  # to be read, into all caches, as data
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 def _number_type(dtype: Any) -> Any:
