@@ -7,7 +7,7 @@ import xsoftmax as xs
 
 pytest.importorskip("numba")
 
-from xsoftmax.kernels import exponentials  # noqa: E402
+from xsoftmax.kernels import exponentials
 
 pytestmark = [
     pytest.mark.backend("numpy"),
