@@ -1,5 +1,7 @@
 """PyTorch tensors on the CPU as NumPy arrays: no copies, no wrapped tensor, the formulas for the rest."""
 
+from types import SimpleNamespace
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -18,11 +20,12 @@ def test_plain_tensors_are_taken():
     assert xs.explain("cross_entropy_grad", torch.nn.Parameter(X), LABELS).implementation == "torch_cpu"
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_what_numpy_lacks_is_left_to_the_formulas(dtype):
-    explanation = xs.explain("softmax", X.to(dtype))
-    assert explanation.implementation == "array_api"
-    assert explanation.refused["torch_cpu"] == ("NumPy itself has no bfloat16",)
+def test_bfloat16_needs_its_numpy_dtype(monkeypatch):
+    problem = SimpleNamespace(container="Tensor", dtype="bfloat16", result="bfloat16")
+    assert torch_cpu.refuses(problem) == []
+    monkeypatch.setattr(torch_cpu, "find_spec", lambda name: None)
+    missing = "ml_dtypes, NumPy's bfloat16, is not installed: pip install ml_dtypes"
+    assert torch_cpu.refuses(problem) == [missing]
 
 
 def test_subclasses_are_left_to_the_formulas():
@@ -33,7 +36,7 @@ def test_subclasses_are_left_to_the_formulas():
     assert explanation.refused["torch_cpu"] == ("a Mine is not plain memory",)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_as_the_formulas(dtype):
     x = X.to(dtype)
     for f in (
@@ -66,7 +69,7 @@ def test_memory_is_shared():
         (X, True),
         (X.T, True),
         (torch.nn.Parameter(X), False),
-        (X.to(torch.bfloat16), False),
+        (X.to(torch.bfloat16), True),
         (torch._neg_view(X), False),
         (torch.empty(2, device="meta"), False),
         (torch._efficientzerotensor(2), False),

@@ -23,13 +23,13 @@ READ = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 
 
 class Arithmetic(Protocol):
-    """What is done to a block of rows (n, C) of float32 or float64; arrays with a number for each row are (n, 1)."""
+    """What is done to a block of rows (n, C), at least of float32 or float64; with a number for each row: (n, 1)."""
 
     def block(self, size: int) -> int:
         """Elements of a block, of so many in all, that is handed over as it is."""
 
     def reads(self, view: Array) -> bool:
-        """Whether blocks of a view (outer, inner, C) can be handed over as they are, and be written to."""
+        """Whether blocks of an aligned view (outer, inner, C) can be handed over as they are, and be written to."""
 
     def normalise(self, operation: str, x: Array, y: Array) -> None:
         """softmax and log_softmax into y, or logsumexp into (n, 1)."""
@@ -129,7 +129,8 @@ class Operations:
         by_label = p.labels and not p.label_smoothing
         dense = None if p.labels else targets
         weight = None if given.weight is None else np.ascontiguousarray(given.weight, np.float64).reshape(-1)
-        readable = by_label or (dense is not None and not p.label_smoothing and weight is None and dense.dtype in READ)
+        plain_targets = dense is not None and _alike(x, dense) and not p.label_smoothing and weight is None
+        readable = by_label or plain_targets
         parts = views([x, _spread(given.where, x), dense, grad], p.axes) or []
 
         def plain(x: Array, where: None, t: Array | None, grad: Array | None, *by_row: Array | None) -> None:
@@ -199,7 +200,7 @@ class Operations:
             to[...] = cast(array_api.masked(result, kept, 0.0, xp), p.result, xp).reshape(to.shape)
 
         for part in parts:
-            direct = where is None and all(self._reads(a) for a in part[:3])
+            direct = where is None and _alike(*part[:3]) and all(map(self._reads, part[:3]))
             self._on_blocks(direct, plain, prepared, *part)
         return to
 
@@ -210,7 +211,7 @@ class Operations:
             on_blocks(prepared, *arrays)
 
     def _reads(self, view: Array) -> bool:
-        return view.dtype in READ and view.flags.aligned and self.arithmetic.reads(view)
+        return view.flags.aligned and self.arithmetic.reads(view)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -219,6 +220,12 @@ class Operations:
 
 def _spread(where: Array | None, x: Array) -> Array | None:
     return None if where is None else np.broadcast_to(where, x.shape)
+
+
+def _alike(*arrays: Array) -> bool:
+    """Whether one kernel takes them all."""
+    dtypes = {a.dtype for a in arrays}
+    return len(dtypes) == 1 or dtypes <= READ
 
 
 def _is_plain(p: Problem, where: Array | None) -> bool:

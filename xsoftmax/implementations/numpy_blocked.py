@@ -15,7 +15,7 @@ from .. import formulas
 from ..blocks import ELEMENTS
 from ..problem import Array, Problem, Rows
 from . import array_api
-from ._numpy_rows import Operations, quick_result
+from ._numpy_rows import READ, Operations, quick_result
 
 _SHORT = 32  # classes; NumPy reduces shorter rows one by one, at 30 ns each, but their transpose at once
 _ORDINARY = 600.0  # exp(x) is a normal number wherever it counts, and the sum finite
@@ -58,7 +58,7 @@ class _NumPy:
         return ELEMENTS
 
     def reads(self, view: Array) -> bool:
-        return True
+        return view.dtype in READ
 
     def normalise(self, operation: str, x: Array, y: Array) -> None:
         with np.errstate(all="ignore"):

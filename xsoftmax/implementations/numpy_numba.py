@@ -9,14 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import HALF
 from ..kernels import ACROSS
 from ..problem import Array, Problem
 from ..threads import get_num_threads
-from ._numpy_rows import Operations, quick_result
+from ._numpy_rows import READ, Operations, quick_result
 
 _WIDEST = 1 << 16  # classes of rows that are worked across: a tile is 8 rows wide
 _EACH = 8  # blocks of a thread
+_LEAST = 1 << 18  # elements of one
+_WIDEST_HALF = 1 << 10  # the same, of half precision: 64 rows of float32 in 256 KiB
 _PIECE = 4096  # elements that are worth a call
+_CODES = {"softmax": 0, "log_softmax": 1, "logsumexp": 2}  # numbers reach a kernel in less time than strings
+_PRODUCT_CODES = {"softmax_product": 0, "log_softmax_jvp": 1, "log_softmax_vjp": 2}
 _LABELS = np.dtype(np.int64)
 _ZERO: dict[Any, Any] = {
     np.dtype(kind): kind(0) for kind in (np.float32, np.float64)
@@ -41,22 +46,40 @@ def _kernel(module: str, name: str) -> Any:
 class _Kernels:
     def block(self, size: int) -> int:
         """0.1 ms at least, against 10 µs for a call from the pool, and few: threads wait for each other at each."""
-        return max(1 << 18, size // (_EACH * get_num_threads()))
+        return max(_LEAST, size // (_EACH * get_num_threads())) if size > _LEAST else _LEAST
 
     def reads(self, view: Array) -> bool:
         outer, inner, classes = view.shape
         if outer > 1 and inner * classes < _PIECE:
             return False
-        return view.strides[2] == view.itemsize or classes <= _WIDEST
+        side_by_side = view.strides[2] == view.itemsize
+        if view.dtype in READ:
+            return side_by_side or classes <= _WIDEST
+        across = view.strides[1] == view.itemsize and classes <= _WIDEST_HALF
+        return view.dtype.name in HALF and view.dtype.isnative and (side_by_side or across)
 
     def normalise(self, operation: str, x: Array, y: Array) -> None:
         n, classes = x.shape
         a, b = _memory(x), _memory(y)
-        if classes <= ACROSS or x.strides[1] != x.itemsize or (operation != "logsumexp" and y.strides[1] != y.itemsize):
-            to = (b, y.strides[0]) if operation == "logsumexp" else (b, *y.strides)
-            _kernel("tiles", operation)(n, classes, a, *x.strides, _ZERO[x.dtype], *to, _ZERO[y.dtype])
+        if x.dtype not in READ:
+            if operation == "logsumexp" or _are_alike(x, y):
+                kernel = _kernel("halves", "normalise")
+                kernel(_CODES[operation], n, classes, a, *x.strides, b, *y.strides, x.dtype.name == "bfloat16")
+            else:
+                self.normalise(operation, z := np.array(x, order="C"), z)
+                y[...] = z
+            return
+        across = classes <= ACROSS or x.strides[1] != x.itemsize
+        if operation == "logsumexp":
+            to: tuple[int, ...] = (b, y.strides[0])
         else:
-            _kernel("rows", operation)(n, classes, a, x.strides[0], _ZERO[x.dtype], b, y.strides[0], _ZERO[y.dtype])
+            across = across or y.strides[1] != y.itemsize
+            to = (b, *(y.strides if across else y.strides[:1]))
+        like = (_ZERO[x.dtype], _ZERO[y.dtype])
+        if across:
+            _kernel("tiles", operation)(n, classes, a, *x.strides, like[0], *to, like[1])
+        else:
+            _kernel("rows", operation)(n, classes, a, x.strides[0], like[0], *to, like[1])
 
     def cross_entropy(
         self,
@@ -70,8 +93,23 @@ class _Kernels:
         loss: Array | None,
     ) -> None:
         n, classes = x.shape
-        across = classes <= ACROSS or any(a is not None and a.strides[1] != a.itemsize for a in (x, targets, grad))
         by_row = (_memory(zeta), _step(zeta), _memory(scale), _step(scale), _memory(loss))
+        if x.dtype not in READ:
+            if not _are_alike(x, targets, grad):
+                x, targets, into = (None if a is None else np.array(a, order="C") for a in (x, targets, grad))
+                self.cross_entropy(weight, x, targets, into, labels, zeta, scale, loss)
+                if grad is not None:
+                    grad[...] = into
+                return
+            x_at, t_at, g_at = ((_memory(a), *((0, 0) if a is None else a.strides)) for a in (x, targets, grad))
+            brain = x.dtype.name == "bfloat16"
+            if labels is not None:
+                kernel = _kernel("halves", "cross_entropy_labels")
+                kernel(n, classes, *x_at, _memory(labels), _memory(weight), *by_row, *g_at, brain)
+            else:
+                _kernel("halves", "cross_entropy_dense")(n, classes, *x_at, *t_at, *by_row, *g_at, brain)
+            return
+        across = classes <= ACROSS or any(a is not None and a.strides[1] != a.itemsize for a in (x, targets, grad))
         like = _ZERO[x.dtype]
         into = like if grad is None else _ZERO[grad.dtype]
         steps = [(0, 0) if a is None else a.strides for a in (x, targets, grad)]
@@ -92,6 +130,10 @@ class _Kernels:
             self.product(operation, np.ascontiguousarray(y), np.ascontiguousarray(v), result)
             to[...] = result
             return
+        if y.dtype not in READ:
+            steps = [part for a in (y, v, to) for part in (_memory(a), a.strides[0])]
+            _kernel("halves", "product")(_PRODUCT_CODES[operation], *y.shape, *steps, y.dtype.name == "bfloat16")
+            return
         arguments = [part for a in (y, v, to) for part in (_memory(a), a.strides[0], _ZERO[a.dtype])]
         if operation == "softmax_product":
             _kernel("row_losses", "softmax_product")(*y.shape, *arguments)
@@ -101,6 +143,11 @@ class _Kernels:
 
 def _memory(a: Array | None) -> int:
     return 0 if a is None else a.__array_interface__["data"][0]
+
+
+def _are_alike(*arrays: Array | None) -> bool:
+    """Whether rows, or classes, lie side by side in each."""
+    return len({a.strides[1] == a.itemsize for a in arrays if a is not None}) == 1
 
 
 def _step(a: Array | None) -> int:

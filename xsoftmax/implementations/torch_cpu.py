@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import array_api_compat.numpy
+import numpy as np
 import torch
 
 from ..problem import Array, Problem, Rows
@@ -16,7 +18,9 @@ from ..problem import Array, Problem, Rows
 def refuses(problem: Problem) -> list[str]:
     if problem.container not in ("Tensor", "Parameter"):
         return [f"a {problem.container} is not plain memory"]
-    return ["NumPy itself has no bfloat16"] if "bfloat16" in (problem.dtype, problem.result) else []
+    if "bfloat16" in (problem.dtype, problem.result) and find_spec("ml_dtypes") is None:
+        return ["ml_dtypes, NumPy's bfloat16, is not installed: pip install ml_dtypes"]
+    return []
 
 
 def _as_numpy(operation: str) -> Callable[..., Any]:
@@ -78,11 +82,7 @@ def _is_plain(value: Any) -> bool:
     if not isinstance(value, torch.Tensor):
         return True
     keys = torch._C._dispatch_keys(value).raw_repr()
-    return (
-        keys in _plain_keys()
-        and value.dtype != torch.bfloat16
-        and not (torch.is_grad_enabled() and value.requires_grad)
-    )
+    return keys in _plain_keys() and not (torch.is_grad_enabled() and value.requires_grad)
 
 
 @lru_cache(maxsize=1)
@@ -96,10 +96,24 @@ def _plain_keys() -> frozenset[int]:
 def _to_numpy(value: Any) -> Any:
     if isinstance(value, Rows):
         return Rows(*map(_to_numpy, value))
-    return value.detach().numpy() if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach()
+    return value.view(torch.int16).numpy().view(_bfloat16()) if value.dtype == torch.bfloat16 else value.numpy()
+
+
+@lru_cache(maxsize=1)
+def _bfloat16() -> Any:
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 def _to_torch(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_to_torch, value))
-    return None if value is None else torch.from_numpy(value)
+    if value is None:
+        return None
+    if value.dtype.name == "bfloat16":
+        return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(value)

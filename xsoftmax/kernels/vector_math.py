@@ -37,6 +37,17 @@ def _bits(typing: Any, x: Any) -> Any:
 
 
 @intrinsic
+def float_bits(typing: Any, x: Any) -> Any:
+    """The bit pattern of a float32."""
+    return types.uint32(types.float32), lambda context, builder, signature, a: builder.bitcast(a[0], ir.IntType(32))
+
+
+@intrinsic
+def float_from_bits(typing: Any, n: Any) -> Any:
+    return types.float32(types.uint32), lambda context, builder, signature, a: builder.bitcast(a[0], ir.FloatType())
+
+
+@intrinsic
 def _from_bits(typing: Any, n: Any) -> Any:
     return types.float64(types.int64), lambda context, builder, signature, a: builder.bitcast(a[0], ir.DoubleType())
 
