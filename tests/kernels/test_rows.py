@@ -25,9 +25,9 @@ def _kernels():
         yield
 
 
-def rows(classes):
+def rows(classes, dtype=np.float32):
     """Moderate rows among ones that need a shift, digits below the maximum, or have no result."""
-    x = (RNG.normal(size=(37, classes)) * 3).astype(np.float32)
+    x = (RNG.normal(size=(37, classes)) * 3).astype(dtype)
     x[1] -= 1000
     x[3] += 700
     x[5, -1] = 60  # the rest is a share of 1e-26
@@ -38,6 +38,8 @@ def rows(classes):
     x[19] *= 1e30
     x[21] -= 505
     x[23] += 499
+    x[25] += 299
+    x[27] -= 299
     return x
 
 
@@ -56,24 +58,26 @@ def exact(verb, x):
 
 
 def ulps(found, expected):
-    return np.abs(found - expected) / np.spacing(np.abs(expected).astype(np.float32))
+    return np.abs(found - expected) / np.spacing(np.abs(expected).astype(found.dtype))
 
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("classes", LENGTHS)
-def test_every_kind_of_row(verb, classes):
-    x = rows(classes)
+@pytest.mark.parametrize(("dtype", "bound"), [(np.float32, 0.51), (np.float64, 4.0)], ids=["float32", "float64"])
+def test_every_kind_of_row(verb, classes, dtype, bound):
+    x = rows(classes, dtype)
     found = getattr(xs, verb)(x, keepdims=True) if verb == "logsumexp" else getattr(xs, verb)(x)
     expected = exact(verb, x)
     finite = np.isfinite(expected)
-    assert ulps(found[finite], expected[finite]).max() <= 0.51
-    np.testing.assert_array_equal(found[~finite], expected[~finite].astype(np.float32))
+    assert ulps(found[finite], expected[finite]).max() <= bound
+    np.testing.assert_array_equal(found[~finite], expected[~finite].astype(dtype))
 
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("classes", [40, 128, 300, 1100])
-def test_a_row_has_the_same_bits_wherever_it_is(verb, classes):
-    x = rows(classes)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_row_has_the_same_bits_wherever_it_is(verb, classes, dtype):
+    x = rows(classes, dtype)
     together = getattr(xs, verb)(x)
     alone = np.concatenate([getattr(xs, verb)(x[i : i + 1]) for i in range(len(x))])
     np.testing.assert_array_equal(together, alone)

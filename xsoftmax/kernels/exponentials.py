@@ -17,11 +17,8 @@ LANES = 32  # what a loop takes at once, and the least of a row: where it ends, 
 BLOCK = 1024  # classes whose terms are added plainly, 32 side by side; sums of blocks are compensated
 _EXACT_BLOCK = 256  # where a sum of equal terms that always rounds up would be seen: 32 additions are off by 5 ulp
 KEPT = 1 << 19  # classes whose exponentials are kept between passes, in 4 MiB; those of longer rows are computed twice
-DIGITS = 2.0**-20  # Σ e − wm above this share of wm has more than the digits of a float32
 _TOP = 500  # exponent of wm
 REACH = 760.0
-FLOOR, CEILING = -650.0, 650.0
-LEAST, MOST = math.exp(-500.0), math.exp(600.0)  # of a sum whose maximum lies between −514.6 and 600
 ROOM = 500.0  # exp(500) times 2²¹ is finite, exp(−650) a normal number
 _UNSHIFTED = 2.0**20  # where argument reduction alone is exact; beyond, x − m is
 _LONG = 512  # classes from which on the cache is told what comes: below, that costs more than it brings
@@ -60,11 +57,39 @@ def _block(x: Any, size: int, m: float, c: float, k: int, like: Any, w: Any) -> 
         w[j] = exp(d if d > lowest else lowest, k, like)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# moderate rows: exp(x) 2^k without a shift, in one pass. float32: |max x| ≤ 500, k = 0, and 0 where x < −650; float64:
+# |max x| ≤ 300, k = 500, and 0 where x < −1050
+
+
 @jit(**EXACT)
-def moderate(x: float) -> float:
-    """x itself where exp(x) is a normal number; nan becomes the largest, which makes the sum more than MOST."""
-    d = x if x < CEILING else CEILING
-    return d if d > FLOOR else FLOOR
+def bias(like: Any) -> int:
+    """k"""
+    return 0 if item(like) == 4 else 500
+
+
+@jit(**EXACT)
+def moderate(x: float, like: Any) -> float:
+    """x itself where exp(x) 2^k is a normal number; nan becomes so large that the sum is not ordinary."""
+    floor, ceiling = (-650.0, 650.0) if item(like) == 4 else (-1050.0, 340.0)
+    d = x if x < ceiling else ceiling
+    return d if d > floor else floor
+
+
+@jit(**EXACT)
+def ordinary(s: float, like: Any) -> bool:
+    """Whether a sum is that of a moderate row: its logarithm less that of 2^k between −500 and 600, −300 and 330."""
+    if item(like) == 4:
+        return s > 7.2e-218 and s < 3.7e260
+    return s > 1.8e20 and s < 5.2e293
+
+
+@jit(**EXACT)
+def has_digits(m: float, q: float, wm: float, like: Any) -> bool:
+    """Whether q = Σ e − wm of an ordinary sum has digits enough of its own, m being in reach."""
+    if item(like) == 4:
+        return abs(m) <= ROOM and q > 2.0**-20 * wm
+    return abs(m) <= 300.0 and q > wm
 
 
 @jit(**SUMS)
@@ -84,7 +109,7 @@ def _terms(x: Any, size: int, m: Any, w: Any, at: int, to: int) -> Any:
                 fetch(at + byte)
                 fetch(to + byte)
         for j in range(start, stop):
-            e = exp(moderate(np.float64(x[j])), 0, x[0])
+            e = exp(moderate(np.float64(x[j]), x[0]), bias(x[0]), x[0])
             s += e
             if m is not None:
                 top = larger(top, x[j])
@@ -101,7 +126,7 @@ def _last(lanes: int) -> Any:
     def terms(x: Any, done: int, m: Any, w: Any) -> Any:
         s, top = 0.0, m
         for j in range(lanes):
-            e = exp(moderate(np.float64(x[j])), 0, x[0])
+            e = exp(moderate(np.float64(x[j]), x[0]), bias(x[0]), x[0])
             s += e if j >= done else 0.0
             if m is not None:
                 top = larger(top, x[j])
@@ -136,18 +161,19 @@ def two_sum(high: float, low: float, x: float) -> tuple[float, float]:
 
 @jit(**EXACT)
 def at_once(x: int, x_type: Any, classes: int, m: Any, w: Any, keep: bool, to: int) -> Any:
-    """Σ exp(x) of a row of moderate logits, else no number between LEAST and MOST, and the larger of m and max x.
+    """Σ exp(x) 2^k of a row, ordinary if it is moderate, and the larger of m and max x.
 
     `to`: where the result will be written, 0 for nowhere.
     """
     end = classes // LANES * LANES
     s, rest, top = 0.0, 0.0, m
-    for start in range(0, end, BLOCK):
+    block = BLOCK if item(x_type) == 4 else _EXACT_BLOCK
+    for start in range(0, end, block):
         offset = start * item(x_type)
         at = x + offset + _AHEAD if classes >= _LONG else 0
         into = None if w is None else pointer(w + 8 * start if keep else w, np.float64)
         part, top = _terms(
-            pointer(x + offset, x_type), min(BLOCK, end - start), top, into, at, to + offset if to else at
+            pointer(x + offset, x_type), min(block, end - start), top, into, at, to + offset if to else at
         )
         s, rest = two_sum(s, rest, part)
     if end < classes:
@@ -172,15 +198,24 @@ def exponentials(
 
     `to`: where the result will be written, 0 for nowhere.
     """
-    row, end = pointer(x, x_type), classes // LANES * LANES
-    if item(x_type) == 4:
-        s, top = at_once(x, x_type, classes, row[0], w, keep, to)
-        high, wm = np.float64(top), exp(moderate(np.float64(top)), 0, row[0])
-        if abs(high) <= ROOM and s - wm > DIGITS * wm and s < MOST:
-            return high, 0.0, 0, wm, s - wm
-    last = classes - LANES
+    first = pointer(x, x_type)[0]
+    s, top = at_once(x, x_type, classes, first, w, keep, to)
+    m, k = np.float64(top), bias(x_type)
+    wm = exp(moderate(m, x_type), k, first)
+    if ordinary(s, x_type) and has_digits(m, s - wm, wm, x_type):
+        return m, 0.0, k, wm, s - wm
+    return exactly(x, x_type, classes, m, ordinary(s, x_type), w, keep)
+
+
+@jit(**EXACT)
+def exactly(
+    x: int, x_type: Any, classes: int, m: float, known: bool, w: int, keep: bool
+) -> tuple[float, float, int, float, float]:
+    """The same, the maximum left out of the sum; in three passes, or in two where m is `known`."""
+    row, end, last = pointer(x, x_type), classes // LANES * LANES, classes - LANES
     rear = pointer(x + last * item(x_type), x_type)
-    m = np.float64(maximum(largest(row, end), largest(rear, LANES)))
+    if not known:
+        m = np.float64(maximum(largest(row, end), largest(rear, LANES)))
     if not np.isfinite(m):
         return m, 0.0, 0, math.nan, math.nan
     c, k = shift(m, row[0])

@@ -1,6 +1,6 @@
 """softmax, log_softmax and logsumexp of rows whose classes lie side by side, for Numba.
 
-Arrays are addresses, steps are bytes from row to row. Moderate float32 rows are taken in groups: sums first, then what
+Arrays are addresses, steps are bytes from row to row. Moderate rows are taken in groups: sums first, then what
 follows from them for all rows of the group, then the results, since one row's logarithm or quotient alone takes as long
 as 50 classes. All other rows go one by one. Rounded once, at the store.
 """
@@ -14,23 +14,23 @@ import numpy as np
 
 from .exponentials import (
     BLOCK,
-    DIGITS,
     KEPT,
-    LEAST,
-    MOST,
-    ROOM,
     alive,
     at_once,
+    bias,
     buffer,
-    exponentials,
+    exactly,
     fill,
+    has_digits,
     moderate,
+    ordinary,
     quotient,
     scaled,
     times,
 )
 from .vector_math import EXACT, exp, item, jit, log1p, pointer
 
+_LN2 = math.log(2.0)
 _ROWS = 16  # of a group, at most
 _KEPT_TOGETHER = 1024  # classes of a group: exponentials, logits and results share the L1 cache
 _SUMMED_TOGETHER = 2048
@@ -38,7 +38,7 @@ _SUMMED_TOGETHER = 2048
 
 @jit(**EXACT)
 def _group(classes: int, together: int, x_type: Any) -> int:
-    return max(1, min(_ROWS, together // classes)) if item(x_type) == 4 else 1
+    return max(1, min(_ROWS, together * 4 // (item(x_type) * classes)))
 
 
 @jit(**EXACT)
@@ -51,22 +51,21 @@ def softmax(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_st
     for first in range(0, n, group):
         rows = min(group, n - first)
         for i in range(rows):
-            if item(x_type) == 4:
-                row, to = x + (first + i) * x_step, y + (first + i) * y_step
-                sums[i], _ = at_once(row, x_type, classes, None, w + i * pitch, keep, to)
-            else:
-                sums[i] = math.nan
+            row, to = x + (first + i) * x_step, y + (first + i) * y_step
+            sums[i], _ = at_once(row, x_type, classes, None, w + i * pitch, keep, to)
         for i in range(_ROWS):  # all, also of fewer rows: each in the same place of the same instruction
             ratios[i] = 1.0 / sums[i]
         for i in range(rows):
             row, to, e = x + (first + i) * x_step, y + (first + i) * y_step, w + i * pitch
-            if sums[i] > LEAST and sums[i] < MOST:
+            if ordinary(sums[i], x_type):
                 if keep:
                     times(pointer(e, np.float64), classes, ratios[i], pointer(to, y_type))
                 else:  # log Σ exp(x) is as good as m, which was not looked for
-                    scaled(row, x_type, classes, math.log(sums[i]), 0.0, 0, (ratios[i], 0.0), e, keep, to, y_type)
+                    k = bias(x_type)
+                    near = math.log(sums[i]) - k * _LN2
+                    scaled(row, x_type, classes, near, 0.0, k, (ratios[i], 0.0), e, keep, to, y_type)
                 continue
-            m, c, k, wm, q = exponentials(row, x_type, classes, e, keep, to)
+            m, c, k, wm, q = exactly(row, x_type, classes, 0.0, False, e, keep)
             if np.isfinite(m):
                 scaled(row, x_type, classes, m, c, k, quotient(1.0, q, wm), e, keep, to, y_type)
             else:
@@ -81,20 +80,18 @@ def _logarithms(
 ) -> None:  # fmt: skip
     """m and log Σ exp(x − m) of each row of a group; m = nan or ∞: nothing else counts. y: what will be written."""
     for i in range(n):
-        if item(x_type) == 4:
-            row = x + i * x_step
-            logarithms[i], m = at_once(row, x_type, classes, pointer(row, x_type)[0], None, False, y + i * y_step)
-            largest[i] = m
-        else:
-            largest[i] = logarithms[i] = math.nan
+        row = x + i * x_step
+        logarithms[i], m = at_once(row, x_type, classes, pointer(row, x_type)[0], None, False, y + i * y_step)
+        largest[i] = m
     for i in range(_ROWS):  # as in softmax
-        wm = exp(moderate(largest[i]), 0, np.float32(0))
+        wm = exp(moderate(largest[i], x_type), bias(x_type), x_type)
         q = logarithms[i] - wm
-        exact = abs(largest[i]) <= ROOM and q > DIGITS * wm and logarithms[i] < MOST
-        logarithms[i] = log1p(q / wm) if exact else math.nan
+        otherwise = -1.0 if ordinary(logarithms[i], x_type) else math.nan
+        logarithms[i] = log1p(q / wm) if otherwise < 0.0 and has_digits(largest[i], q, wm, x_type) else otherwise
     for i in range(n):
         if not logarithms[i] >= 0.0:
-            largest[i], _, _, wm, q = exponentials(x + i * x_step, x_type, classes, w, False, 0)
+            known = logarithms[i] < 0.0
+            largest[i], _, _, wm, q = exactly(x + i * x_step, x_type, classes, largest[i], known, w, False)
             logarithms[i] = log1p(q / wm)
 
 

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .exponentials import DIGITS, FLOOR, LEAST, MOST, ROOM, alive, moderate, quotient, reach, shift, two_sum
+from .exponentials import ROOM, alive, has_digits, moderate, ordinary, quotient, reach, shift, two_sum
 from .vector_math import EXACT, exp, fetch, item, jit, larger, log1p, pointer
 
 WIDTH = 64  # rows of a tile: a constant, so that LLVM knows which lines are apart, and no loop has an end piece
@@ -237,12 +237,12 @@ def _at_once(z: int, step: int, x_type: Any, classes: int, space: int, w: int) -
         x, e = pointer(z + j * step, x_type), line(w, j)
         _fetch(space, j, x_type)
         for t in range(WIDTH):
-            value = exp(moderate(np.float64(x[t])), 0, x_type)
+            value = exp(moderate(np.float64(x[t]), x_type), 0, x_type)
             e[t] = value
             part[t] += value
     lost = 0
     for t in range(WIDTH):
-        lost += 0 if part[t] > LEAST and part[t] < MOST else 1
+        lost += 0 if ordinary(part[t], x_type) else 1
     return lost == 0
 
 
@@ -260,7 +260,7 @@ def _at_once_with_digits(z: int, step: int, x_type: Any, classes: int, space: in
         x, e = pointer(z + j * step, x_type), line(w, j)
         _fetch(space, j, x_type)
         for t in range(WIDTH):
-            value = exp(moderate(np.float64(x[t])), 0, x_type)
+            value = exp(moderate(np.float64(x[t]), x_type), 0, x_type)
             e[t] = value
             part[t] += value
         for t in range(WIDTH):
@@ -269,11 +269,11 @@ def _at_once_with_digits(z: int, step: int, x_type: Any, classes: int, space: in
         m[t] = top[t]
     lost, few = 0, 0
     for t in range(WIDTH):
-        c[t], k[t], lowest[t], low[t] = 0.0, 0, FLOOR, 0.0
-        wm[t] = exp(moderate(m[t]), 0, x_type)
+        c[t], k[t], lowest[t], low[t] = 0.0, 0, moderate(-np.inf, x_type), 0.0
+        wm[t] = exp(moderate(m[t], x_type), 0, x_type)
         q[t] = part[t] - wm[t]
-        lost += 0 if abs(m[t]) <= ROOM and part[t] < MOST else 1
-        few += 0 if q[t] > DIGITS * wm[t] else 1
+        lost += 0 if abs(m[t]) <= ROOM and ordinary(part[t], x_type) else 1
+        few += 0 if has_digits(m[t], q[t], wm[t], x_type) else 1
         part[t] = 0.0
     if few and not lost:
         _others(z, step, x_type, classes, space, w)
