@@ -2,86 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from report import OURS, label, unique
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-Row = dict[str, Any]
-COLOURS = "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown"
-OUR_COLOURS = "black", "tab:gray", "tab:cyan", "tab:olive"
+from xsoftmax.bench.rows import Row, unique
+
+# Few enough to be told apart: who, in the legend, and how.
+DRAWN = {
+    "numpy": ("NumPy, plain formula", {"color": "tab:blue", "marker": "s"}),
+    "scipy": ("SciPy", {"color": "tab:orange", "marker": "^"}),
+    "torch": ("PyTorch", {"color": "tab:green", "marker": "D"}),
+    "xsoftmax:numpy_blocked": ("xsoftmax, NumPy alone", {"color": "tab:gray", "marker": "v"}),
+    "xsoftmax:numpy_numba": ("xsoftmax, Numba", {"color": "black", "marker": "o"}),
+}
+LARGE = 100_000  # elements; of fewer, the cost of a call is what is seen
 LEAST = 0.3  # ulps; smaller errors are drawn there
+COLUMNS = 3
 
 
 def draw(rows: Sequence[Row], folder: Path, name: str) -> list[Path]:
     """Two pictures of each dtype, a panel for each verb."""
-    colours = _colours(unique(rows, "contender"))
-    timed = [row for row in rows if row["status"] == "timed"]
+    seen = [r for r in rows if r["status"] == "timed" and r["contender"] in DRAWN and math.prod(r["shape"]) >= LARGE]
     paths = []
-    for dtype in unique(timed, "dtype"):
-        of_dtype = [row for row in timed if row["dtype"] == dtype]
+    for dtype in unique(seen, "dtype"):
+        of_dtype = [row for row in seen if row["dtype"] == dtype]
         for kind, panel in (("time", _lines), ("ulps", _points)):
             paths.append(folder / f"{name}-{kind}-{dtype}.png")
-            _picture(of_dtype, dtype, panel, colours).savefig(paths[-1], dpi=110)
+            _picture(of_dtype, dtype, panel).savefig(paths[-1], dpi=110)
     return paths
 
 
-def _colours(names: Sequence[str]) -> dict[str, str]:
-    ours = [name for name in names if name.startswith(OURS)]
-    others = [name for name in names if name not in ours]
-    return {
-        name: palette[i % len(palette)]
-        for palette, some in ((COLOURS, others), (OUR_COLOURS, ours))
-        for i, name in enumerate(some)
-    }
-
-
-def _picture(rows: Sequence[Row], dtype: str, panel: Callable, colours: dict[str, str]) -> Figure:
+def _picture(rows: Sequence[Row], dtype: str, panel: Callable) -> Figure:
     verbs = unique(rows, "verb")
-    figure = Figure(figsize=(2 + 3.6 * len(verbs), 4.8), layout="constrained")
+    columns = min(COLUMNS, len(verbs))
+    lines = math.ceil(len(verbs) / columns)
+    figure = Figure(figsize=(1 + 3.6 * columns, 1 + 3.3 * lines), layout="constrained")
     FigureCanvasAgg(figure)
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
     handles: dict[str, Any] = {}
-    for ax, verb in zip(figure.subplots(1, len(verbs), squeeze=False, sharey=True)[0], verbs, strict=True):
-        panel(ax, [row for row in rows if row["verb"] == verb], colours)
+    for ax, verb in zip(panels, verbs, strict=False):
+        panel(ax, [row for row in rows if row["verb"] == verb])
         ax.set_title(f"{verb}, {dtype}")
         ax.grid(alpha=0.3)
+        ax.tick_params(labelbottom=True, labelleft=True)
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+    for ax in panels[len(verbs) :]:
+        ax.set_axis_off()
+    title = "with out= where there is one"
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, title=title)
     return figure
 
 
-def _lines(ax: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
+def _series(rows: Sequence[Row]) -> Iterator[tuple[str, dict[str, str], list[Row]]]:
+    """Label, style and rows of each contender: those with `out=`, where it has it."""
+    for name, (text, style) in DRAWN.items():
+        same = [row for row in rows if row["contender"] == name]
+        with_out = [row for row in same if row["out"]]
+        if same:
+            yield text, style, with_out or same
+
+
+def _lines(ax: Axes, rows: Sequence[Row]) -> None:
     """The largest matrix of each row length."""
-    matrices = [row for row in rows if len(row["shape"]) == 2]
-    for name in unique(matrices, label):
-        largest: dict[int, Row] = {}
-        for row in (r for r in matrices if label(r) == name):
-            length = row["shape"][1]
-            if length not in largest or row["shape"] > largest[length]["shape"]:
-                largest[length] = row
-        lengths = sorted(largest)
-        style = "--" if largest[lengths[0]]["out"] else "-"
-        colour = colours[largest[lengths[0]]["contender"]]
-        ax.loglog(lengths, [largest[n]["over_copy"] for n in lengths], f"{style}o", color=colour, ms=3, label=name)
-    ax.axhline(1, color="black", linewidth=0.6)
-    ax.set(xlabel="classes in a row, largest matrix of each", ylabel="time over copy")
+    ax.axhline(1, color="tab:red", linestyle="--", label="copy on one thread")
+    for text, style, same in _series([row for row in rows if len(row["shape"]) == 2]):
+        largest = {row["shape"][1]: row["over_copy"] for row in sorted(same, key=lambda row: row["shape"])}
+        ax.loglog(sorted(largest), [largest[n] for n in sorted(largest)], **style, markersize=4, label=text)
+    ax.set(xlabel="classes in a row", ylabel="time over copy")
+    _plain(ax.xaxis, 1)
+    _plain(ax.yaxis, 1, 2, 5)
 
 
-def _points(ax: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
+def _points(ax: Axes, rows: Sequence[Row]) -> None:
     """One point for each shape."""
-    for name in unique(rows, label):
-        same = [row for row in rows if label(row) == name]
-        filled = "none" if same[0]["out"] else colours[same[0]["contender"]]
-        ax.scatter(
-            [row["over_copy"] for row in same],
-            [max(row["ulps"], LEAST) for row in same],
-            s=18,
-            facecolors=filled,
-            edgecolors=colours[same[0]["contender"]],
-            label=name,
-        )
-    ax.set(xscale="log", yscale="log", xlabel="time over copy", ylabel="worst error in ulps of the exact result")
+    ax.axhline(0.5, color="tab:red", linestyle="--", label="correctly rounded")
+    for text, style, same in _series(rows):
+        errors = [max(row["ulps"], LEAST) for row in same]
+        ax.scatter([row["over_copy"] for row in same], errors, **style, s=24, label=text)
+    ax.set(xscale="log", yscale="log", xlabel="time over copy", ylabel="worst error in ulps")
+    _plain(ax.xaxis, 1, 2, 5)
+    _plain(ax.yaxis, 1)
+
+
+def _plain(axis: Axis, *leading: int) -> None:
+    """Plain numbers along a logarithmic axis, those that begin with one of these digits."""
+    axis.set_major_locator(LogLocator(subs=leading))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_locator(NullLocator())

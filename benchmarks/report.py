@@ -6,28 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import geometric_mean
 from typing import Any
 
-Row = dict[str, Any]
-OURS = "xsoftmax:"
+from xsoftmax.bench.rows import Line, Row, by_verb_and_dtype, dimensions, label, not_timed, times, unique
+
 OURS_ON_NUMPY = "xsoftmax:numpy_", "xsoftmax:array_api"
 SMALL = [4, 10]
-
-
-def dimensions(shape: Iterable[int]) -> str:
-    return " × ".join(f"{n:,}" for n in shape)
-
-
-def label(row: Row) -> str:
-    return row["contender"] + (" out=" if row["out"] else "")
-
-
-def unique(rows: Iterable[Row], key: str | Callable[[Row], Any]) -> list:
-    """Distinct values in the order of the rows."""
-    found: list = []
-    for row in rows:
-        value = key(row) if callable(key) else row[key]
-        if value not in found:
-            found.append(value)
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -111,9 +93,10 @@ def markdown(document: dict[str, Any]) -> str:
         "✗ wrong, – not timed: the reasons are below. Results smaller than the logits have no `out=` here. "
         "Losses are the mean over the rows. The classes of more than two dimensions are on axis 1.",
     ]
-    for verb, dtype in unique(rows, lambda row: (row["verb"], row["dtype"])):
-        parts += [f"### {verb}, {dtype}", _times([r for r in rows if (r["verb"], r["dtype"]) == (verb, dtype)])]
-    return "\n\n".join([*parts, "## Not timed", _not_timed(rows)]) + "\n"
+    for title, some in by_verb_and_dtype(rows):
+        parts += [f"### {title}", table(*times(some))]
+    header, lines = not_timed(rows)
+    return "\n\n".join([*parts, "## Not timed", table(header, lines) if lines else "Nothing."]) + "\n"
 
 
 def summary_text(found: dict[str, list[Row]]) -> str:
@@ -137,9 +120,10 @@ def summary_text(found: dict[str, list[Row]]) -> str:
     return "\n\n".join(parts)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def table(header: Line, lines: Iterable[Line]) -> str:
+    rows = (header, ("---",) * len(header), *lines)
+    escaped = ([cell.replace("|", r"\|") for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 
 
 def _ratio(value: float | None) -> str:
@@ -160,31 +144,3 @@ def _small(calls: Sequence[Row], dtype: str) -> str:
         cells = {row["verb"]: f"{row['microseconds']:.1f}" for row in calls if label(row) == name}
         lines.append((name, *(cells.get(verb, "–") for verb in verbs)))
     return table((dtype, *verbs), lines)
-
-
-def _times(rows: Sequence[Row]) -> str:
-    shapes = unique(rows, "shape")
-    copies = {dimensions(r["shape"]): f"{r['copy_seconds'] * 1e3:.3g} ms" for r in rows if r["status"] == "timed"}
-    lines = [("copy", *(copies.get(dimensions(shape), "–") for shape in shapes))]
-    for name in unique(rows, label):
-        cells = {dimensions(r["shape"]): _cell(r) for r in rows if label(r) == name}
-        line = [cells.get(dimensions(shape), "–") for shape in shapes]
-        if set(line) != {"–"}:
-            lines.append((name, *line))
-    return table(("contender", *map(dimensions, shapes)), lines)
-
-
-def _cell(row: Row) -> str:
-    if row["status"] != "timed":
-        return "✗" if row["status"] == "wrong" else "–"
-    return f"{row['over_copy']:.3g} ({row['ulps']:.2g})"
-
-
-def _not_timed(rows: Sequence[Row]) -> str:
-    found = [row for row in rows if row["status"] != "timed"]
-    lines = []
-    for name, status, reason in unique(found, lambda row: (label(row), row["status"], row["reason"])):
-        same = [r for r in found if (label(r), r["status"], r["reason"]) == (name, status, reason)]
-        where = (unique(same, "verb"), unique(same, "dtype"), unique(same, lambda row: dimensions(row["shape"])))
-        lines.append((name, status, reason.replace("|", "\\|"), *(", ".join(values) for values in where)))
-    return table(("contender", "", "reason", "verbs", "dtypes", "shapes"), lines) if lines else "Nothing."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,13 +20,13 @@ from xsoftmax import functions, losses
 from xsoftmax.backends import Backend, backend
 from xsoftmax.verify.cases import FLOATS, POSITIONAL
 from xsoftmax.verify.compare import Arithmetic, Verdict, judge
+from xsoftmax.verify.extended import REFERENCES, Long, Row, screen
 from xsoftmax.verify.formats import FORMATS
 from xsoftmax.verify.inputs import numpy_dtype
 from xsoftmax.verify.oracle import expected
 
 CLASSES = (2, 2, 3, 5, 10, 33, 100, 1000, 10_000)
 BATCH = 40_000  # elements
-Long = np.longdouble
 
 
 @dataclass
@@ -50,9 +50,7 @@ def search(backend: Backend, verb: str, dtype: str, elements: int, seed: int = 0
         arrays = draw(rng, verb, dtype, int(rng.choice(CLASSES)))
         options = {"reduction": "none"} if "logits" in arrays or "probs" in arrays else {}
         results = call(backend, verb, arrays, options)
-        errors = [
-            screen(got, *reference, dtype) for got, reference in zip(results, REFERENCES[verb](arrays), strict=True)
-        ]
+        errors = [screen(got, *reference) for got, reference in zip(results, REFERENCES[verb](arrays), strict=True)]
         found.screened += sum(e.size for e in errors)
         suspects = {int(np.argmax(e.reshape(len(e), -1).max(axis=1))) for e in errors if e.max() > found.verdict.worst}
         sums = row_sums(verb, arrays, results)
@@ -73,16 +71,6 @@ def call(backend: Backend, verb: str, arrays: dict[str, np.ndarray], options: di
     function = getattr(losses if hasattr(losses, verb) else functions, verb)
     result = function(*(backend.asarray(arrays[name]) for name in POSITIONAL[verb]), **options)
     return [backend.to_numpy(part) for part in (result if isinstance(result, tuple) else (result,))]
-
-
-def screen(got: np.ndarray, value: np.ndarray, unit: np.ndarray, dtype: str) -> np.ndarray:
-    """Errors in ulps, to a few thousandths."""
-    form = FORMATS[got.dtype.name]
-    _, exponent = np.frexp(np.maximum(np.abs(value), unit))
-    ulp = np.ldexp(Long(1), np.maximum(exponent - 1, form.lowest) - form.digits + 1)
-    with np.errstate(invalid="ignore"):
-        error = np.where(got == value, 0, np.abs(got.astype(Long) - value) / ulp)
-    return np.where(np.isnan(error), np.inf, error)
 
 
 GRADIENTS = {"cross_entropy_grad": 0, "cross_entropy_and_grad": 1, "cross_entropy_grad_and_hessian_diag": 0}
@@ -174,134 +162,6 @@ def targets(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
     q[rng.random(rows) < 0.3] *= 0
     q[np.arange(rows), labels] += ~q.any(axis=1)
     return q.astype(x.dtype)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# references: value and unit of each result, in extended precision
-
-
-class Row:
-    """Exponentials of rows, the maximum kept out of the sum; the rounding of x − m is put back."""
-
-    def __init__(self, logits: np.ndarray):
-        x = logits.astype(Long)
-        rows = np.arange(len(x)), x.argmax(axis=1)
-        self.m = x[rows][:, None]
-        d = x - self.m
-        back = d - x
-        lost = (x - (d - back)) - (self.m + back)
-        w = np.exp(d) * (1 + lost)
-        self.top = np.zeros(x.shape, bool)
-        self.top[rows] = True
-        self.q = np.sum(np.where(self.top, 0, w), axis=1, keepdims=True)
-        self.y = np.where(self.top, 1, w) / (1 + self.q)
-        self.rest = np.where(self.top, self.q / (1 + self.q), 1 - self.y)  # 1 − y
-        self.log_sum = np.log1p(self.q)
-        self.far = -d
-        self.log_y = d - self.log_sum
-
-
-Reference = Callable[[dict], list[tuple[np.ndarray, np.ndarray]]]
-
-
-def _own(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return value, np.abs(value)
-
-
-def _logsumexp(a: dict) -> list:
-    r = Row(a["x"])
-    m, log_sum = r.m[:, 0], r.log_sum[:, 0]
-    return [(m + log_sum, np.maximum(np.abs(m), log_sum))]
-
-
-class Loss(Row):
-    """Cross-entropy and its derivatives."""
-
-    def __init__(self, arrays: dict):
-        super().__init__(arrays["logits"])
-        t = arrays["targets"]
-        self.t = (np.arange(self.y.shape[1]) == t[:, None] if t.ndim == 1 else t).astype(Long)
-        self.total = np.sum(self.t, axis=1, keepdims=True)
-        self.v = arrays.get("v")
-
-    def loss(self):
-        return _own((self.total * self.log_sum + np.sum(self.t * self.far, axis=1, keepdims=True))[:, 0])
-
-    def grad(self):
-        others = np.sum(np.where(self.top, 0, self.t), axis=1, keepdims=True)
-        g = np.where(self.top, others - self.total * self.rest, self.total * self.y - self.t)
-        one_hot = np.count_nonzero(self.t, axis=1)[:, None] <= 1
-        return g, np.where(one_hot, np.abs(g), np.maximum(self.total * self.y, self.t))
-
-    def hessian_diag(self):
-        return _own(self.total * self.y * self.rest)
-
-    def hvp(self):
-        return _product(self.y, self.v.astype(Long), self.total)
-
-
-def _product(y: np.ndarray, v: np.ndarray, total=1) -> tuple:
-    mean, mean_abs = (np.sum(y * a, axis=1, keepdims=True) for a in (v, np.abs(v)))
-    return total * y * (v - mean), total * y * (np.abs(v) + mean_abs)
-
-
-def _log_product(factor: np.ndarray, terms: np.ndarray, v: np.ndarray) -> tuple:
-    total, total_abs = (np.sum(a, axis=1, keepdims=True) for a in (terms, np.abs(terms)))
-    return v - factor * total, np.abs(v) + factor * total_abs
-
-
-def _arrays(a: dict) -> list[np.ndarray]:
-    return [value.astype(Long) for value in a.values()]
-
-
-def _log(p: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return np.log(p)
-
-
-def _summed(terms: np.ndarray) -> list:
-    return [(np.sum(terms, axis=1), np.sum(np.abs(terms), axis=1))]
-
-
-def _from_probs(a: dict) -> list:
-    p, t = a["probs"].astype(Long), a["targets"]
-    t = (np.arange(p.shape[1]) == t[:, None] if t.ndim == 1 else t).astype(Long)
-    with np.errstate(invalid="ignore"):
-        return _summed(np.where(t == 0, 0, -t * _log(np.where(t == 0, 1, p))))
-
-
-def _entropy(a: dict) -> list:
-    (p,) = _arrays(a)
-    return _summed(-p * _log(np.where(p == 0, 1, p)))
-
-
-def _kl_divergence(a: dict) -> list:
-    p, q = _arrays(a)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        near = np.abs(p - q) < q / 2
-        ratio = np.where(near, np.log1p((p - q) / q), np.log(p) - np.log(q))
-        return _summed(np.where(p == 0, 0, p * ratio))
-
-
-REFERENCES: dict[str, Reference] = {
-    "softmax": lambda a: [_own(Row(a["x"]).y)],
-    "log_softmax": lambda a: [_own(Row(a["x"]).log_y)],
-    "logsumexp": _logsumexp,
-    "softmax_vjp": lambda a: [_product(*_arrays(a))],
-    "softmax_jvp": lambda a: [_product(*_arrays(a))],
-    "log_softmax_vjp": lambda a: [_log_product(np.exp(a["log_y"].astype(Long)), *[a["v"].astype(Long)] * 2)],
-    "log_softmax_jvp": lambda a: [
-        _log_product(np.ones((), Long), np.exp(a["log_y"].astype(Long)) * a["v"], a["v"].astype(Long))
-    ],
-    "cross_entropy": lambda a: [Loss(a).loss()],
-    "cross_entropy_grad": lambda a: [Loss(a).grad()],
-    "cross_entropy_and_grad": lambda a: [Loss(a).loss(), Loss(a).grad()],
-    "cross_entropy_hvp": lambda a: [Loss(a).hvp()],
-    "cross_entropy_grad_and_hessian_diag": lambda a: [Loss(a).grad(), Loss(a).hessian_diag()],
-    "cross_entropy_from_probs": _from_probs,
-    "entropy": _entropy,
-    "kl_divergence": _kl_divergence,
-}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

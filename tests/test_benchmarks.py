@@ -63,10 +63,16 @@ def test_files(run, tmp_path, capsys):
 
 def test_plots(run, tmp_path):
     plt = pytest.importorskip("matplotlib.pyplot")
-    run("--shape", "4,10", "5,20", "--dtype", "float64", "--contender", *CONTENDERS)
+    run("--shape", "200,500", "1000,100", "4,10", "--dtype", "float64", "--contender", *CONTENDERS)
     for kind in ("time", "ulps"):
         pixels = plt.imread(tmp_path / f"here-{kind}-float64.png")[..., :3]
         assert 0.005 < np.mean(np.any(pixels < 0.99, axis=-1)) < 0.9
+
+
+def test_small_matrices_are_not_drawn(run, tmp_path):
+    pytest.importorskip("matplotlib.pyplot")
+    run("--shape", "4,10", "--dtype", "float32", "--verb", "softmax", "--contender", "numpy")
+    assert list(tmp_path.glob("*.png")) == []
 
 
 def test_without_matplotlib(run, monkeypatch, capsys):
@@ -88,7 +94,7 @@ def test_without_matplotlib(run, monkeypatch, capsys):
     ],
 )
 def test_wrong_result(run, monkeypatch, spoil, reason):
-    import contenders
+    from xsoftmax.bench import contenders
 
     calls = []
 
@@ -111,6 +117,17 @@ def test_wrong_result(run, monkeypatch, spoil, reason):
     assert len(calls) == 2  # with and without out=
 
 
+def test_bfloat16_of_torch(run):
+    pytest.importorskip("torch")
+    rows = run("--shape", "4,10", "3,5,2", "--dtype", "bfloat16", "--contender", "torch", "xsoftmax:torch")["rows"]
+    for row in rows:
+        if row["status"] != "timed":
+            reason = "has no cross_entropy_and_grad with out="
+            assert (row["contender"], row["reason"]) == ("torch", reason)
+        elif row["contender"] == "xsoftmax:torch":
+            assert row["ulps"] <= 1
+
+
 def test_missing_contender(run, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "scipy", None)
     monkeypatch.setitem(sys.modules, "scipy.special", None)
@@ -122,7 +139,7 @@ def test_missing_contender(run, monkeypatch, tmp_path):
 
 
 def test_missing_verb_and_error(run, monkeypatch):
-    import contenders
+    from xsoftmax.bench import contenders
 
     class Planted(contenders.Contender):
         def calls(self, inputs, out):
@@ -150,7 +167,10 @@ def test_memory(run, memory, reason):
     assert row["reason"].startswith(reason)
 
 
-@pytest.mark.parametrize("arguments", [["--shape", "10"], ["--shape", "0,10"], ["--repeats", "0"], ["--threads", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--shape", "10"], ["--shape", "0,10"], ["--repeats", "0"], ["--threads", "0"], ["--contender", "abacus"]],
+)
 def test_usage(run, arguments):
     with pytest.raises(SystemExit) as error:
         run(*arguments)
@@ -169,18 +189,18 @@ def test_threads_are_put_back(run):
 class TestReference:
     @pytest.fixture
     def inputs(self):
-        from contenders import Inputs
+        from xsoftmax.bench.inputs import Inputs
 
         return Inputs.random((2000, 200), "float32", 1)
 
     def test_first_and_last_row_are_sampled(self, inputs):
-        from reference import sampled
+        from xsoftmax.bench.reference import sampled
 
         (rows,) = sampled(inputs)
         assert {0, 1999} <= set(rows) < set(range(2000))
 
     def test_an_ulp(self, inputs):
-        from reference import Reference
+        from xsoftmax.bench.reference import Reference
 
         reference = Reference("softmax", inputs)
         y = xs.softmax(inputs.x)
@@ -190,8 +210,8 @@ class TestReference:
 
     @pytest.mark.parametrize("shape", [(2000, 200), (2, 7, 30, 40)])
     def test_loss_and_gradient(self, shape):
-        from contenders import Inputs
-        from reference import Reference
+        from xsoftmax.bench.inputs import Inputs
+        from xsoftmax.bench.reference import Reference
 
         inputs = Inputs.random(shape, "float64", 1)
         reference = Reference("cross_entropy_and_grad", inputs)
@@ -203,20 +223,20 @@ class TestReference:
 
 class TestTiming:
     def test_turns(self, monkeypatch):
-        import timing
-        from contenders import Call
+        from xsoftmax.bench import timing
+        from xsoftmax.bench.contenders import Call
 
         monkeypatch.setattr(timing, "SHORTEST", 0)
         order = []
         calls = {name: Call(lambda name=name: order.append(name)) for name in "abc"}
         runs, batches = timing.interleaved(calls, 3, 0)
         assert batches == {"a": 1, "b": 1, "c": 1}
-        assert "".join(order[-9:]) == "abcabcabc"
+        assert "".join(order[-18:]) == "aabbcc" * 3  # untimed, timed
         assert [len(times) for times in runs.values()] == [3, 3, 3]
 
     def test_small_calls_are_batched(self):
-        import timing
-        from contenders import Call
+        from xsoftmax.bench import timing
+        from xsoftmax.bench.contenders import Call
 
         call = Call(lambda: None)
         assert timing.batch(call) > 100

@@ -10,6 +10,7 @@ from xsoftmax import functions
 from xsoftmax.cli import main
 
 SMALL = ["verify", "--backend", "numpy", "--verb", "softmax", "--dtype", "float32"]
+BENCH = ["bench", "--shape", "4,10", "20,30", "--repeats", "2", "--pause", "0"]
 
 
 def test_backends(capsys):
@@ -35,6 +36,8 @@ def test_explain(capsys, verb):
         (["verify", "--backend", "abacus"], "xsoftmax verify: backend: name is 'abacus', expected"),
         (["verify", "--backend", "numpy", "--verb", "hardmax"], "unknown verb 'hardmax'"),
         (["verify", "--backend", "numpy", "--dtype", "float8"], "unknown dtype 'float8'"),
+        (["bench", "--contender", "abacus"], "bench: unknown contender 'abacus', expected one of numpy, "),
+        (["bench", "--json", "nowhere/times.json"], "No such file or directory: 'nowhere/times.json'"),
     ],
 )
 def test_what_cannot_run_is_status_2(capsys, arguments, message):
@@ -118,7 +121,53 @@ def test_only_an_absent_dtype_is_status_1(capsys):
     assert "not here: float16" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("module", "command"), [("rich", "backends"), ("rich", "verify"), ("mpmath", "verify")])
+@pytest.fixture
+def no_scipy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+
+
+def test_bench(capsys, no_scipy, tmp_path):
+    file = tmp_path / "times.json"
+    contenders = ["--contender", "numpy", "scipy", "xsoftmax:numpy_blocked"]
+    assert main([*BENCH, "--verb", "softmax", "cross_entropy", *contenders, "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    for text in ("time over a single-threaded copy", "softmax, float32", "cross_entropy, float32"):
+        assert text in out
+    named = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
+    ours = "xsoftmax:numpy_blocked"
+    assert named == ["copy", "numpy", "numpy out=", ours, f"{ours} out=", "copy", "numpy", ours]
+    assert out.splitlines()[-1].startswith("skipped: scipy: not installed: ")
+
+    document = json.loads(file.read_text())
+    assert document["repeats"] == 2
+    timed = [row for row in document["rows"] if row["status"] == "timed"]
+    assert len(timed) == (2 + 1) * 2 * 2  # softmax with and without out=, contenders, shapes
+    assert all(row["ulps"] <= 1 for row in timed if row["contender"] == ours)
+
+
+@pytest.mark.parametrize(("name", "status"), [("xsoftmax:planted", 1), ("planted", 0)])
+def test_bench_tells_a_wrong_result(capsys, monkeypatch, name, status):
+    from xsoftmax.bench import contenders
+
+    class Planted(contenders.Contender):
+        def calls(self, inputs, out):
+            return {} if out is not None else {"softmax": lambda: functions.softmax(inputs.x) * 2}
+
+    monkeypatch.setitem(contenders.CONTENDERS, name, Planted)
+    assert main([*BENCH, "--verb", "softmax", "--contender", "numpy", name]) == status
+    assert f"✗ {name}, softmax float32 [4, 10]: is off by " in capsys.readouterr().out
+
+
+def test_nothing_timed_is_status_1(capsys, no_scipy):
+    assert main([*BENCH, "--verb", "softmax", "--contender", "scipy"]) == 1
+    assert "skipped: scipy: not installed: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [("rich", "backends"), ("rich", "verify"), ("mpmath", "verify"), ("rich", "bench"), ("mpmath", "bench")],
+)
 def test_a_missing_extra_says_what_to_install(module, command):
     code = f"""
 import sys

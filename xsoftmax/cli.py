@@ -1,4 +1,4 @@
-"""The commands ``xsoftmax backends``, ``xsoftmax explain`` and ``xsoftmax verify``."""
+"""The commands ``xsoftmax backends``, ``explain``, ``verify`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .backends import Backend, backend, backends
+from .bench.options import QUICK, VERBS, add_options
 
 if TYPE_CHECKING:
     from .verify import Summary
@@ -31,12 +33,12 @@ def _asked() -> Iterator[None]:
     """Errors within are about what was asked for, not ours."""
     try:
         yield
-    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise Unusable(error) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0: fine, 1: a result is off or nothing was compared, 2: it could not run."""
+    """Run one command; 0: fine, 1: a result is off, or nothing was compared or timed, 2: it could not run."""
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
@@ -79,6 +81,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(option, nargs="+", action="extend", metavar="NAME", help=what)
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
     command.set_defaults(run=_verify)
+
+    command = commands.add_parser(
+        "bench",
+        help="time this library beside the others that are here, on this machine",
+        description="Time this library beside the others that are here, every result compared with the exact one "
+        "first. Where not told otherwise: all verbs but logsumexp, four shapes, float32, 5 runs; a few minutes.",
+    )
+    add_options(command)
+    command.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    command.set_defaults(run=_bench, verb=[verb for verb in VERBS if verb != "logsumexp"], **QUICK)
     return parser
 
 
@@ -234,3 +246,49 @@ def _counts(summaries: list[Summary]) -> str:
     if absent:
         text.append(f"not here: {', '.join(absent)}")
     return "; ".join(text)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from .bench.measure import Plan, measure
+    from .bench.rows import OURS
+
+    with _asked():
+        plan = Plan.of(options)
+        if options.json:
+            options.json.touch()
+    for document in measure(plan, "this machine"):
+        if options.json:
+            options.json.write_text(json.dumps(document, indent=1, allow_nan=False))
+    rows = document["rows"]
+    _print_times(document["machine"], rows)
+    off = any(row["status"] == "wrong" and row["contender"].startswith(OURS) for row in rows)
+    return FAILED if off or all(row["status"] != "timed" for row in rows) else 0
+
+
+def _print_times(machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from .bench.rows import OURS, by_verb_and_dtype, label, times, unique
+
+    console = _console()
+    console.print(
+        f"{machine['processor']}, {machine['threads']} threads: time over a single-threaded copy of the logits, "
+        "in brackets the worst error in ulps of the exact result; – not timed, ✗ wrong",
+        highlight=False,
+    )
+    for title, some in by_verb_and_dtype(rows):
+        header, lines = times(some)
+        table = Table(*header, title=title, title_justify="left")
+        for line in lines:
+            table.add_row(*line, style="bold" if line[0].startswith(OURS) else "")
+        console.print(table)
+    for row in rows:
+        if row["status"] == "wrong":
+            where = f"{row['verb']} {row['dtype']} {row['shape']}"
+            reason = escape(f"{label(row)}, {where}: {row['reason']}")
+            console.print(f"[red]✗[/] {reason}", highlight=False, soft_wrap=True)
+    timed = {row["contender"] for row in rows if row["status"] == "timed"}
+    absent = [row for row in rows if row["status"] == "skipped" and row["contender"] not in timed]
+    for name, reason in unique(absent, lambda row: (row["contender"], row["reason"])):
+        console.print(f"skipped: {name}: {escape(reason)}", highlight=False, soft_wrap=True)

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from timeit import Timer
 from typing import TypeVar
 
-from contenders import Call
+from .contenders import Call
 
 Name = TypeVar("Name")
 SHORTEST = 1e-3  # seconds of a run
 
 
 def interleaved(
-    calls: Mapping[Name, Call], repeats: int, pause: float, done: Callable[[], object] = lambda: None
+    calls: Mapping[Name, Call], repeats: int, pause: float
 ) -> tuple[dict[Name, list[float]], dict[Name, int]]:
-    """Seconds of a call in each run, and the calls in a run; `done` is told each round."""
+    """Seconds of a call in each run, and the calls in a run."""
     batches = {name: batch(call) for name, call in calls.items()}
     runs: dict[Name, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
             # Threads of OpenMP go on spinning after a call: measured, they were busy 2 ms later and idle 5 ms later.
             time.sleep(pause)
+            # The steady state is timed; after a pause threads sleep, and the cache holds other arrays.
+            seconds(call, 1)
             runs[name].append(seconds(call, batches[name]))
-        done()
     return runs, batches
 
 

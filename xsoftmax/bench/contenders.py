@@ -1,60 +1,32 @@
 """Who is timed: each library's own way to compute a verb, as a call without arguments.
 
-`xsoftmax:NAME` is xsoftmax with the implementation NAME on NumPy arrays; `xsoftmax:torch` has PyTorch's tensors.
+`xsoftmax:NAME` is xsoftmax with the implementation NAME on NumPy arrays; `xsoftmax:torch` and `xsoftmax:jax` are given
+tensors of PyTorch and arrays of JAX.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
 import xsoftmax as xs
-from xsoftmax.implementations import REGISTRY
-from xsoftmax.verify.inputs import numpy_dtype
 
-VERBS = ("softmax", "log_softmax", "logsumexp", "cross_entropy", "cross_entropy_and_grad")
-WITH_OUT = ("softmax", "log_softmax", "cross_entropy_and_grad")  # results of the logits' size
+from ..implementations import REGISTRY
+from .inputs import Inputs
+from .options import VERBS
+
 COPY = "copy"
 Thunk = Callable[[], Any]
 
 
 class Unavailable(Exception):
     """The contender has no such verb, dtype or shape."""
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """Logits of scale 3 and labels; `buffer` is what copies and `out=` write to."""
-
-    x: np.ndarray
-    labels: np.ndarray
-    axis: int
-    threads: int
-    buffer: np.ndarray
-    _made: dict[Callable[[Inputs], Any], Any] = field(default_factory=dict)
-
-    @classmethod
-    def random(cls, shape: Sequence[int], dtype: str, threads: int) -> Inputs:
-        """Classes along the last axis of a matrix, else along axis 1, where PyTorch has them."""
-        rng = np.random.default_rng(0)
-        axis = -1 if len(shape) == 2 else 1
-        x = rng.standard_normal(shape, np.float64 if dtype == "float64" else np.float32)
-        x *= 3
-        x = x.astype(numpy_dtype(dtype), copy=False)
-        labels = rng.integers(0, shape[axis], np.moveaxis(x, axis, -1).shape[:-1])
-        return cls(x, labels, axis, threads, np.empty_like(x))
-
-    def once(self, make: Callable[[Inputs], Any]) -> Any:
-        """`make(inputs)`, kept."""
-        if make not in self._made:
-            self._made[make] = make(self)
-        return self._made[make]
 
 
 @dataclass(frozen=True)
@@ -364,7 +336,7 @@ class XSoftmax(Contender):
 
 
 class XSoftmaxTorch(PyTorch):
-    """PyTorch's tensors, by NumPy's implementations where it has the dtype."""
+    """PyTorch's tensors, by NumPy's implementations."""
 
     arrays = 2.0
     more: ClassVar[dict[str, float]] = {}
@@ -374,8 +346,19 @@ class XSoftmaxTorch(PyTorch):
         to = None if out is None else _as_torch(out)
         return _ours(_as_torch(inputs.x), _as_torch(inputs.labels), inputs.axis, to)
 
+
+class XSoftmaxJAX(JAX):
+    """JAX's arrays, as a user calls it outside of `jit`."""
+
+    def calls(self, inputs: Inputs, out: np.ndarray | None) -> dict[str, Thunk]:
+        if out is not None:
+            return {}
+        x, labels = inputs.once(self.arrays_of)
+        ours = _ours(x, labels, inputs.axis, None)
+        return {verb: partial(lambda call: self.jax.block_until_ready(call()), call) for verb, call in ours.items()}
+
     def needs(self, verb: str, x: np.ndarray) -> float:
-        return _formulas_need(verb, x) if x.dtype.name == "bfloat16" else super().needs(verb, x)
+        return _formulas_need(verb, x)
 
 
 def _ours(x: Any, labels: Any, axis: int, out: Any) -> dict[str, Thunk]:
@@ -408,4 +391,5 @@ CONTENDERS: dict[str, Callable[[], Contender]] = {
         if entry.library in ("numpy", "*") and not entry.derivatives
     },
     "xsoftmax:torch": XSoftmaxTorch,
+    "xsoftmax:jax": XSoftmaxJAX,
 }

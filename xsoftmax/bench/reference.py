@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from contenders import Inputs
-from stress import REFERENCES, Long, screen
 
-from xsoftmax.verify.formats import FORMATS
+from ..verify.extended import REFERENCES, Long, screen
+from ..verify.formats import FORMATS
+from .inputs import Inputs
 
 SAMPLE = 1 << 18  # elements that are compared
 PIECE = 1 << 20  # elements that are exponentiated at a time
@@ -75,7 +75,7 @@ class Reference:
         error = np.max(np.abs(got.astype(Long) - part.value) / part.scale)
         if not error <= 2.0 ** (-FORMATS[dtype].digits / 2):
             raise Wrong(f"is off by {float(error):.2g} of what is large in a row")
-        return float(np.max(screen(got, part.value, part.unit, dtype)))
+        return float(np.max(screen(got, part.value, part.unit)))
 
 
 def sampled(inputs: Inputs) -> tuple[np.ndarray, ...]:

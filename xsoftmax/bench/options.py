@@ -1,0 +1,38 @@
+"""What can be asked of a benchmark on the command line; importing this imports no array library."""
+
+from __future__ import annotations
+
+import argparse
+
+VERBS = ("softmax", "log_softmax", "logsumexp", "cross_entropy", "cross_entropy_and_grad")
+WITH_OUT = ("softmax", "log_softmax", "cross_entropy_and_grad")  # results of the logits' size
+DTYPES = ("float32", "float64", "bfloat16")
+QUICK = {"shape": ((4, 10), (1000, 10), (65_536, 128), (8_192, 1_000)), "dtype": ("float32",), "repeats": 5}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options with the names of Plan's fields; the defaults of verbs, shapes, dtypes and repeats are the caller's."""
+    parser.add_argument("--verb", nargs="+", choices=VERBS)
+    parser.add_argument(
+        "--shape", nargs="+", type=_shape, metavar="N,C", help="of the logits; classes on axis 1 of more than two"
+    )
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES)
+    parser.add_argument("--contender", nargs="+", metavar="NAME", help="scipy, xsoftmax:numpy_numba, …; default: all")
+    parser.add_argument("--repeats", type=_positive, help="runs of each")
+    parser.add_argument("--threads", type=_positive, help="of every contender; default: the processors there are")
+    parser.add_argument("--memory", type=float, default=3.0, help="gigabytes of arrays; default: %(default)g")
+    parser.add_argument("--pause", type=float, default=5.0, help="milliseconds before each run; default: %(default)g")
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    shape = tuple(int(part) for part in text.split(","))
+    if len(shape) < 2 or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} has to be two or more sizes, such as 1000,10")
+    return shape
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} has to be at least 1")
+    return number
