@@ -9,7 +9,7 @@ from xsoftmax.verify import DTYPES, VERBS, summarise, verify
 
 REFUSAL = "was asked for but refuses"
 ON_INTEGERS = ["softmax", "log_softmax", "logsumexp", "cross_entropy_and_grad"]
-# Compiling takes a second per case and shape: the inner operations, each through one verb.
+# Compiling takes up to a second per case and shape: the inner operations, each through one verb in float32.
 JITTED = ["softmax", "logsumexp", "log_softmax_vjp", "cross_entropy_and_grad", "cross_entropy_hvp"]
 
 
@@ -17,7 +17,7 @@ def check(xb, verb, dtype, **options):
     """Every implementation that serves the backend, forced in turn; derivative rules stand in front of each."""
     compared, failures = 0, []
     for entry in candidates(library_of(xb.xp)):
-        if entry.derivatives:
+        if entry.derivatives or (entry.name == "jax_jit" and (verb not in JITTED or dtype != "float32")):
             continue
         with use_implementation(entry.name):
             summaries = summarise(verify(xb, verbs=[verb], dtypes=[dtype], **options))

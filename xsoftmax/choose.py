@@ -86,6 +86,13 @@ def run(operation: str, problem: Problem, /, *arrays: Any, xp: Any, out: Any = N
     return _run(choice, operation, problem, *arrays, xp=xp, out=out)
 
 
+def together(verb: Any, given: Any, /, *options: Any) -> Any:
+    """`verb(given, *options, run=run)`, as one program where the implementation chosen makes programs."""
+    if _record.get() is not None:
+        return verb(given, *options, run=run)
+    return run("together", given.problem, given, verb, *options, xp=given.xp)
+
+
 def _run(
     choice: str | None,
     operation: str,

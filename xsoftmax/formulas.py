@@ -30,7 +30,7 @@ _LIMITS = {
 def capped(x: Array, softcap: float | None, temperature: float, *, xp: Any) -> Array:
     """z = softcap · tanh(x / softcap) / temperature. An infinite logit stays infinite."""
     z = x if softcap is None else xp.where(xp.isinf(x), x, softcap * xp.tanh(x / softcap))
-    return z if temperature == 1.0 else z / temperature
+    return z if _is(temperature, 1.0) else z / temperature
 
 
 def capped_derivatives(
@@ -41,7 +41,7 @@ def capped_derivatives(
     None stands for 1 and for 0.
     """
     if softcap is None:
-        return None if temperature == 1.0 else 1.0 / temperature, None
+        return None if _is(temperature, 1.0) else 1.0 / temperature, None
     u = x / softcap
     e = xp.exp(-2.0 * xp.where(u < 0.0, -u, u))
     sech2 = 4.0 * e / ((1.0 + e) * (1.0 + e))  # 1 − tanh² would cancel where tanh is near ±1
@@ -290,7 +290,7 @@ def cross_entropy(x: Array, e: Exponentials, t: Array, zeta: Array | float, axes
     none = t == 0.0
     far = xp.where(none, xp.zeros_like(t), distance_from_max(x, e.m, xp=xp))
     loss = total(t, axes, xp=xp) * log_sum + total(t * far, axes, xp=xp)
-    if _is_zero(zeta):
+    if _is(zeta, 0.0):
         return loss
     lse = e.m + log_sum
     return loss + zeta * lse * lse
@@ -307,13 +307,13 @@ def cross_entropy_grad(
     sum_t = total(t, axes, xp=xp)
     others = total(xp.where(majority, xp.zeros_like(t), t), axes, xp=xp)
     grad = xp.where(majority, others - sum_t * not_y, sum_t * y - t)
-    return grad if _is_zero(zeta) else grad + 2.0 * zeta * lse * y
+    return grad if _is(zeta, 0.0) else grad + 2.0 * zeta * lse * y
 
 
 def hessian_product(y: Array, v: Array, t: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any) -> Array:
     """Σ_j ∂²L/∂x_i∂x_j v_j = (T + 2 ζ logsumexp) y_i (v_i − Σ y v) + 2 ζ y_i Σ y v"""
     sum_t, product = total(t, axes, xp=xp), softmax_product(y, v, axes, xp=xp)
-    if _is_zero(zeta):
+    if _is(zeta, 0.0):
         return sum_t * product
     return (sum_t + 2.0 * zeta * lse) * product + 2.0 * zeta * y * total(y * v, axes, xp=xp)
 
@@ -321,13 +321,13 @@ def hessian_product(y: Array, v: Array, t: Array, zeta: Array | float, lse: Arra
 def hessian_diag(y: Array, not_y: Array, t: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any) -> Array:
     """∂²L/∂x_i² = (T + 2 ζ logsumexp) y_i (1 − y_i) + 2 ζ y_i²"""
     sum_t = total(t, axes, xp=xp)
-    if _is_zero(zeta):
+    if _is(zeta, 0.0):
         return sum_t * (y * not_y)
     return (sum_t + 2.0 * zeta * lse) * (y * not_y) + 2.0 * zeta * y * y
 
 
-def _is_zero(zeta: Array | float) -> bool:
-    return isinstance(zeta, float) and zeta == 0.0
+def _is(option: Array | float, number: float) -> bool:
+    return isinstance(option, float) and option == number
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def cross_entropy_from_probs(p: Array, t: Array, axes: Axes, *, xp: Any) -> Arra
     absent, certain = t == 0.0, p == 0.0
     log_p = xp.log(xp.where(certain | absent, xp.ones_like(p), p))
     log_p = xp.where(certain & ~absent, xp.full_like(p, -math.inf), log_p)
-    return total(-t * log_p, axes, xp=xp) + 0.0
+    return 0.0 - total(t * log_p, axes, xp=xp)  # never −0.0; compilers leave out a + 0.0
 
 
 def entropy(p: Array, axes: Axes, *, xp: Any) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import checks
 from .arrays import cast, dtype_name, with_axis
-from .choose import quick, run
+from .choose import quick, together
 from .problem import Array, Axis, Given, on_arrays, on_logits
 
 __all__ = [
@@ -92,7 +92,7 @@ def softmax(
         if function is not None and (y := function(x, out)) is not None:
             return y
     given = on_logits("softmax", x, axis=axis, where=where, temperature=temperature, out=out)
-    return written(_run("softmax", given, out), out)
+    return written(together(_rows, given, "softmax", out), out)
 
 
 def log_softmax(
@@ -147,7 +147,7 @@ def log_softmax(
         if function is not None and (y := function(x, out)) is not None:
             return y
     given = on_logits("log_softmax", x, axis=axis, where=where, temperature=temperature, out=out)
-    return written(_run("log_softmax", given, out), out)
+    return written(together(_rows, given, "log_softmax", out), out)
 
 
 def logsumexp(
@@ -216,14 +216,18 @@ def logsumexp(
         if function is not None:
             return function(x)
     given = on_logits("logsumexp", x, axis=axis, b=b, where=where)
+    return together(_logsumexp, given, b is not None, keepdims, return_sign)
+
+
+def _logsumexp(given: Given, signed: bool, keepdims: bool, return_sign: bool, *, run: Any) -> Any:
     xp = given.xp
-    if b is None:
-        value, sign = _run("logsumexp", given), None
+    if not signed:
+        value, sign = _rows(given, "logsumexp", run=run), None
         if return_sign:
             nan, zero, one = xp.full_like(value, math.nan), xp.zeros_like(value), xp.ones_like(value)
             sign = xp.where(value == -math.inf, zero, xp.where(xp.isnan(value), nan, one))
     else:
-        value, sign = _run("signed_logsumexp", given)
+        value, sign = _rows(given, "signed_logsumexp", run=run)
         if not return_sign:
             value = xp.where(sign < 0.0, xp.full_like(value, math.nan), value)
     if keepdims:
@@ -267,7 +271,12 @@ def softmax_jacobian(y: Array, /, *, axis: int = -1) -> Array:
     """
     given = on_arrays("softmax_jacobian", {"y": y}, axis=axis, one=True)
     checks.check_indexable("softmax_jacobian", given.xp, "softmax_vjp and softmax_jvp do without")
-    (y,), (axis,) = given.arrays, given.problem.axes
+    return together(_softmax_jacobian, given)
+
+
+def _softmax_jacobian(given: Given, *, run: Any) -> Array:
+    y: Array = given.arrays[0]
+    (axis,) = given.problem.axes
     order = [i for i in range(y.ndim) if i != y.ndim + axis] + [y.ndim + axis]
     return run("softmax_jacobian", replace(given.problem, axes=(-1,)), given.xp.permute_dims(y, order), xp=given.xp)
 
@@ -308,7 +317,7 @@ def softmax_vjp(y: Array, dy: Array, /, *, axis: Axis = -1, where: Array | None 
     >>> xs.softmax_vjp(np.array([0.25, 0.75]), np.array([1.0, 0.0]))
     array([ 0.1875, -0.1875])
     """
-    return _run("softmax_product", on_arrays("softmax_vjp", {"y": y, "dy": dy}, axis=axis, where=where))
+    return together(_rows, on_arrays("softmax_vjp", {"y": y, "dy": dy}, axis=axis, where=where), "softmax_product")
 
 
 def softmax_jvp(y: Array, dx: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
@@ -337,7 +346,7 @@ def softmax_jvp(y: Array, dx: Array, /, *, axis: Axis = -1, where: Array | None 
     >>> xs.softmax_jvp(np.array([0.25, 0.75]), np.array([0.0, 1.0]))
     array([-0.1875,  0.1875])
     """
-    return _run("softmax_product", on_arrays("softmax_jvp", {"y": y, "dx": dx}, axis=axis, where=where))
+    return together(_rows, on_arrays("softmax_jvp", {"y": y, "dx": dx}, axis=axis, where=where), "softmax_product")
 
 
 def log_softmax_vjp(log_y: Array, dy: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
@@ -375,7 +384,8 @@ def log_softmax_vjp(log_y: Array, dy: Array, /, *, axis: Axis = -1, where: Array
     >>> xs.log_softmax_vjp(np.log([0.25, 0.75]), np.array([1.0, 0.0]))
     array([ 0.75, -0.75])
     """
-    return _run("log_softmax_vjp", on_arrays("log_softmax_vjp", {"log_y": log_y, "dy": dy}, axis=axis, where=where))
+    given = on_arrays("log_softmax_vjp", {"log_y": log_y, "dy": dy}, axis=axis, where=where)
+    return together(_rows, given, "log_softmax_vjp")
 
 
 def log_softmax_jvp(log_y: Array, dx: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
@@ -407,10 +417,11 @@ def log_softmax_jvp(log_y: Array, dx: Array, /, *, axis: Axis = -1, where: Array
     >>> xs.log_softmax_jvp(np.log([0.25, 0.75]), np.array([1.0, 0.0]))
     array([ 0.75, -0.25])
     """
-    return _run("log_softmax_jvp", on_arrays("log_softmax_jvp", {"log_y": log_y, "dx": dx}, axis=axis, where=where))
+    given = on_arrays("log_softmax_jvp", {"log_y": log_y, "dx": dx}, axis=axis, where=where)
+    return together(_rows, given, "log_softmax_jvp")
 
 
-def _run(operation: str, given: Given, out: Array | None = None) -> Any:
+def _rows(given: Given, operation: str, out: Array | None = None, *, run: Any) -> Any:
     """Run an operation on whole rows; no class axis at all means classes of one, and an empty array has no rows."""
     problem, xp = given.problem, given.xp
     if any(checks.is_empty(array) for array in given.arrays):

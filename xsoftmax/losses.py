@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import checks
 from .arrays import cast, rounded
-from .choose import quick, run
+from .choose import quick, together
 from .functions import reduced, scalar, untouched, written
-from .problem import Array, GivenLoss, loss_dtype, on_arrays, on_loss
+from .problem import Array, Given, GivenLoss, loss_dtype, on_arrays, on_loss
 from .reductions import Weighing, reduce_rows, weigh
 
 __all__ = [
@@ -136,8 +136,12 @@ def cross_entropy(
         "cross_entropy", logits, targets, axis, where, weight, sample_weight, ignore_index,
         label_smoothing, temperature, softcap, z_loss, reduction, wants=("loss",)
     )  # fmt: skip
+    return together(_cross_entropy, given, reduction)
+
+
+def _cross_entropy(given: GivenLoss, reduction: str, *, run: Any) -> Array:
     w = weigh(given, reduction)
-    rows, _ = _rows(given, w)
+    rows, _ = _rows(given, w, run=run)
     return _loss(rows, w, given)
 
 
@@ -201,7 +205,11 @@ def cross_entropy_grad(
         "cross_entropy_grad", logits, targets, axis, where, weight, sample_weight, ignore_index,
         label_smoothing, temperature, softcap, z_loss, reduction, wants=("grad",), out=out
     )  # fmt: skip
-    _, grad = _rows(given, weigh(given, reduction), out)
+    return together(_cross_entropy_grad, given, reduction, out)
+
+
+def _cross_entropy_grad(given: GivenLoss, reduction: str, out: Array | None, *, run: Any) -> Array:
+    _, grad = _rows(given, weigh(given, reduction), out, run=run)
     return written(grad, out)
 
 
@@ -259,8 +267,12 @@ def cross_entropy_and_grad(
         "cross_entropy_and_grad", logits, targets, axis, where, weight, sample_weight, ignore_index,
         label_smoothing, temperature, softcap, z_loss, reduction, wants=("loss", "grad"), out=out
     )  # fmt: skip
+    return together(_cross_entropy_and_grad, given, reduction, out)
+
+
+def _cross_entropy_and_grad(given: GivenLoss, reduction: str, out: Array | None, *, run: Any) -> LossAndGrad:
     w = weigh(given, reduction)
-    rows, grad = _rows(given, w, out)
+    rows, grad = _rows(given, w, out, run=run)
     return LossAndGrad(_loss(rows, w, given), written(grad, out))
 
 
@@ -320,6 +332,10 @@ def cross_entropy_hvp(
         "cross_entropy_hvp", logits, targets, axis, where, weight, sample_weight, ignore_index,
         label_smoothing, temperature, softcap, z_loss, reduction, v=v
     )  # fmt: skip
+    return together(_cross_entropy_hvp, given, reduction)
+
+
+def _cross_entropy_hvp(given: GivenLoss, reduction: str, *, run: Any) -> Array:
     if checks.is_empty(given.x):
         return untouched(given.x, given.xp)
     w = weigh(given, reduction)
@@ -379,8 +395,12 @@ def cross_entropy_grad_and_hessian_diag(
         "cross_entropy_grad_and_hessian_diag", logits, targets, axis, where, weight, sample_weight, ignore_index,
         label_smoothing, temperature, softcap, z_loss, reduction, wants=("grad",)
     )  # fmt: skip
+    return together(_cross_entropy_grad_and_hessian_diag, given, reduction)
+
+
+def _cross_entropy_grad_and_hessian_diag(given: GivenLoss, reduction: str, *, run: Any) -> GradAndHessianDiag:
     w = weigh(given, reduction)
-    _, grad = _rows(given, w)
+    _, grad = _rows(given, w, run=run)
     if checks.is_empty(given.x):
         return GradAndHessianDiag(grad, grad)
     diag = run("cross_entropy_hessian_diag", given.problem, given.x, w.targets, w.rows, xp=given.xp)
@@ -434,6 +454,10 @@ def cross_entropy_from_probs(
         "cross_entropy_from_probs", probs, targets, axis, None, weight, sample_weight, ignore_index,
         0.0, 1.0, None, 0.0, reduction, wants=("loss",), name="probs"
     )  # fmt: skip
+    return together(_cross_entropy_from_probs, given, reduction)
+
+
+def _cross_entropy_from_probs(given: GivenLoss, reduction: str, *, run: Any) -> Array:
     w = weigh(given, reduction)
     if checks.is_empty(given.x):
         rows, _ = _no_rows(given)
@@ -502,11 +526,14 @@ def kl_divergence(p: Array, q: Array, /, *, axis: int = -1) -> Array:
 
 
 def _on_probs(verb: str, arrays: dict[str, Array], axis: int) -> Array:
-    given = on_arrays(verb, arrays, axis=axis, one=True)
+    return together(_row_sums, on_arrays(verb, arrays, axis=axis, one=True))
+
+
+def _row_sums(given: Given, *, run: Any) -> Array:
     p, xp = given.problem, given.xp
     if checks.is_empty(given.arrays[0]):
         return reduced(xp.sum(given.arrays[0], axis=p.axes, keepdims=True), p.axes, xp)
-    return reduced(run(verb, p, *given.arrays, xp=xp), p.axes, xp)
+    return reduced(run(p.verb, p, *given.arrays, xp=xp), p.axes, xp)
 
 
 def _are_usual(
@@ -520,7 +547,7 @@ def _are_usual(
     return False
 
 
-def _rows(given: GivenLoss, w: Weighing, out: Array | None = None) -> tuple[Array | None, Array | None]:
+def _rows(given: GivenLoss, w: Weighing, out: Array | None = None, *, run: Any) -> tuple[Array | None, Array | None]:
     if checks.is_empty(given.x):
         return _no_rows(given)
     return run("cross_entropy", given.problem, given.x, w.targets, w.rows, xp=given.xp, out=out)

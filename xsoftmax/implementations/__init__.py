@@ -22,6 +22,7 @@ REGISTRY = (
     Entry("torch_native", "torch", derivatives=True),
     Entry("torch_cpu", "torch"),
     Entry("jax_native", "jax", derivatives=True),
+    Entry("jax_jit", "jax"),
     Entry("numpy_numba", "numpy"),
     Entry("numpy_blocked", "numpy"),
     Entry("array_api", "*"),

@@ -15,6 +15,11 @@ def refuses(problem: Problem) -> list[str]:
     return []
 
 
+def together(p: Problem, given: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
+    """A verb behind its checks; an implementation may have a way to run it as one."""
+    return verb(given._replace(problem=p), *options, run=run)
+
+
 def softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
     y = formulas.softmax(logits(p, x, where, xp), p.axes, xp=xp)
     return cast(masked(y, where, 0.0, xp), p.result, xp)
