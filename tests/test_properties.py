@@ -10,7 +10,7 @@ from support import get, put, widest
 import xsoftmax as xs
 
 ROWS, CLASSES = SHAPE = (3, 5)
-EXAMPLES = {"jax": 5, "dask": 3, "cubed": 2, "ndonnx": 2}  # where a call takes from 10 to 500 ms
+EXAMPLES = {"jax": 5, "dask": 3, "cubed": 1, "ndonnx": 2}  # where a call takes from 10 to 500 ms
 
 # one shape, because some backends compile per shape; plain numbers and ties shrink well and go far enough
 logits = hnp.arrays(np.float64, SHAPE, elements=st.floats(-300, 300, width=16) | st.sampled_from([0.0, -1.0, 88.5]))
