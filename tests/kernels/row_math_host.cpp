@@ -23,34 +23,19 @@ struct Flushing {
 template <class A>
 struct Pieces {
     typedef typename A::Real Real;
-    std::vector<Row<A>> rows;
-    std::vector<TargetSums<A>> sums;
+    std::vector<TargetRow<A>> rows;
 
-    Pieces(const double* x, const double* t, const int* ends, int pieces) : rows(pieces), sums(pieces) {
+    Pieces(const double* x, const double* t, const int* ends, int pieces) : rows(pieces) {
         for (int i = 0, j = 0; i < pieces; ++i) {
-            for (; j + 4 <= ends[i]; j += 4) {
-                Real four[4] = {Real(x[j]), Real(x[j + 1]), Real(x[j + 2]), Real(x[j + 3])};
-                add(i, four, t + j);
-            }
-            for (; j < ends[i]; ++j) {
-                Real one[1] = {Real(x[j])};
-                add(i, one, t + j);
-            }
+            for (; j + 4 <= ends[i]; j += 4) add<4>(rows[i], x + j, t + j);
+            for (; j < ends[i]; ++j) add<1>(rows[i], x + j, t + j);
         }
     }
     template <int N>
-    void add(int i, const Real (&x)[N], const double* t) {
-        Real before = rows[i].at.m;
-        rows[i].add(x);
-        if (rows[i].at.m != before) sums[i].raise(before, rows[i].at.m);
-        for (int j = 0; j < N; ++j) sums[i].add(rows[i].at.m, x[j], Real(t[j]));
-    }
-    void merge(int into, int from) {
-        Real a = rows[into].at.m, b = rows[from].at.m;
-        rows[into].merge(rows[from]);
-        if (rows[into].at.m != a) sums[into].raise(a, rows[into].at.m);
-        if (rows[into].at.m != b) sums[from].raise(b, rows[into].at.m);
-        sums[into].merge(sums[from]);
+    static void add(TargetRow<A>& row, const double* x, const double* t) {
+        Real logits[N], targets[N];
+        for (int j = 0; j < N; ++j) logits[j] = Real(x[j]), targets[j] = Real(t[j]);
+        row.add(logits, targets);
     }
 };
 
@@ -61,20 +46,21 @@ void results(const double* x, const double* t, int classes, const int* ends, int
     typedef typename A::Real Real;
     Flushing flushing(sizeof(Real) == 4);
     Pieces<A> p(x, t, ends, pieces);
-    for (int i = 0; i < pieces - 1; ++i) p.merge(merges[2 * i], merges[2 * i + 1]);
-    const Row<A>& row = p.rows[merges[2 * pieces - 2]];
+    for (int i = 0; i < pieces - 1; ++i) p.rows[merges[2 * i]].merge(p.rows[merges[2 * i + 1]]);
+    const TargetRow<A>& whole = p.rows[merges[2 * pieces - 2]];
+    const Row<A>& row = whole.row;
     RowSums sums(row);
     Softmax<A> y(sums);
     LogSoftmax<A> log_y(sums);
     LabelLoss<A> by_label(sums, row.at, total, zeta, Real(x[label]));
     Shares<A> shares(sums, factor * by_label.pull);
-    TargetLoss<A> by_targets(sums, p.sums[merges[2 * pieces - 2]], zeta, factor);
+    TargetLoss<A> by_targets(sums, row.at, whole.sums, zeta, factor);
     for (int j = 0; j < classes; ++j) {
         Real w = row.at.term(Real(x[j])).high;
         softmax[j] = sums.finite() ? double(Result(y(w))) : nan();
         log_softmax[j] = sums.finite() ? double(Result(log_y(Real(x[j])))) : nan();
         grad[j] = sums.finite() ? double(Result(j == label ? factor * by_label.at_label : double(shares(w)))) : nan();
-        target_grad[j] = double(Result(by_targets.gradient(Real(x[j]), Real(t[j]), w)));
+        target_grad[j] = double(Result(by_targets.gradient(Real(t[j]), w)));
     }
     numbers[0] = sums.logsumexp();
     numbers[1] = by_label.loss;

@@ -243,6 +243,14 @@ def test_one_hot_targets_are_labels(library, arithmetic):
         assert ulps(a.target_loss, expected.target_loss, arithmetic.loss_result, arithmetic.least) <= arithmetic.loss
 
 
+def test_nearly_tied(library, arithmetic):
+    x = np.nextafter(np.full(2, 3, arithmetic.logits), [4, 3], dtype=arithmetic.logits)
+    for label in (0, 1):
+        found, expected = computed(library, arithmetic, x, label=label), exact(x, label=label)
+        for grad in (found.grad, found.target_grad):
+            assert ulps(grad, expected.grad, arithmetic.result) <= arithmetic.grad
+
+
 def test_corners(library, arithmetic):
     for bad, sums in ((np.nan, np.nan), (np.inf, np.inf)):
         x = RNG.normal(size=30)

@@ -88,9 +88,11 @@ struct Sum {
         low += (high - (s - b)) + (x - b);
         high = s;
     }
-    XS_FUNCTION void add(Sum x) {
-        add(x.high);
-        low += x.low;
+    XS_FUNCTION void add(Sum x) {  // the same bits for a + b and b + a
+        Sum s = {high, 0};
+        s.add(x.high);
+        high = s.high;
+        low = (low + x.low) + s.low;
     }
     XS_FUNCTION void add_product(Real a, Sum b) {
         Real p = a * b.high;

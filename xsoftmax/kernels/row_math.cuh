@@ -76,74 +76,84 @@ struct Scale {
     }
 };
 
-// Classes seen so far: Σ w below the maximum, and how many are at it.
+// Of the classes seen so far: Σ w below the maximum, and how many are at it.
+template <class A>
+struct Seen {
+    typedef typename A::Real Real;
+    Sum<Real> below;
+    unsigned copies;
+
+    XS_FUNCTION Seen() : below{0, 0}, copies(0) {}
+    XS_FUNCTION void merge(const Seen& other) {
+        below.add(other.below);
+        copies += other.copies;
+    }
+};
+
+// A row, or a piece of it. Pieces merge in any order.
 template <class A>
 struct Row {
     typedef typename A::Real Real;
     Scale<A> at;
-    Sum<Real> below;
-    unsigned copies;
+    Seen<A> seen;
 
-    XS_FUNCTION explicit Row(Real m = -Format<Real>::infinity()) : at(m), below{0, 0}, copies(0) {}
+    XS_FUNCTION explicit Row(Real m = -Format<Real>::infinity()) : at(m) {}
 
     template <int N>
     XS_FUNCTION void add(const Real (&x)[N]) {
-        Real top = at.m;
+        Real top = at.m, w[N];
         for (int j = 0; j < N; ++j) top = larger(top, x[j]);
         if (!(top == at.m)) raise(top);
-        add_known(x);
+        add_known(x, w);
     }
 
-    // The same where no x is above m.
+    // The same where no x is above m; w as in softmax.
     template <int N>
-    XS_FUNCTION void add_known(const Real (&x)[N]) {
+    XS_FUNCTION void add_known(const Real (&x)[N], Real (&w)[N]) {
         Sum<Real> terms = {0, 0};
         for (int j = 0; j < N; ++j) {
-            Sum<Real> w = at.term(x[j]);
+            Sum<Real> term = at.term(x[j]);
             bool counts = x[j] < at.m;
+            Sum<Real> counted = {counts ? term.high : Real(0), counts ? term.low : Real(0)};
             if (A::exact_terms) {
-                terms.add({counts ? w.high : Real(0), counts ? w.low : Real(0)});
+                terms.add(counted);
             } else {
-                terms.high += counts ? w.high : Real(0);
+                terms.high += counted.high;
             }
-            copies += x[j] == at.m ? 1u : 0u;
+            seen.copies += x[j] == at.m ? 1u : 0u;
+            w[j] = term.high;
         }
-        below.add(terms);
+        seen.below.add(terms);
     }
 
     XS_FUNCTION void merge(Row other) {
         Real top = larger(at.m, other.at.m);
         if (!(top == at.m)) raise(top);
         if (!(top == other.at.m)) other.raise(top);
-        below.add(other.below);
-        copies += other.copies;
+        seen.merge(other.seen);
     }
 
     // To a larger maximum, or one that is not a number.
     XS_FUNCTION void raise(Real top) {
         Scale<A> to(top);
+        Sum<Real> below = {0, 0};
         if (is_finite(at.m) && is_finite(top)) {
-            below.add_product(Real(copies), at.term(at.m));
-            rescale(to);
-        } else {
-            below = {0, 0};
+            below = seen.below;
+            below.add_product(Real(seen.copies), at.term(at.m));
+            below = rescaled(below, to);
         }
-        copies = 0;
+        seen = Seen<A>();
+        seen.below = below;
         at = to;
     }
 
   private:
-    XS_FUNCTION void rescale(const Scale<A>& to) {
-        if (at.m - to.m < -A::reach) {
-            below = {0, 0};
-        } else if (at.c == to.c) {  // in two steps, each of which is a normal number
-            int n = to.k - at.k;
-            below = below * power_of_two<Real>(n / 2) * power_of_two<Real>(n - n / 2);
-        } else {
-            Real half = (at.c - to.c) / 2;
-            int n = to.k - at.k;
-            below = below * A::exp(half, n / 2).high * A::exp(half, n - n / 2).high;
-        }
+    XS_FUNCTION Sum<Real> rescaled(Sum<Real> below, const Scale<A>& to) const {
+        if (at.m - to.m < -A::reach) return {0, 0};
+        int n = to.k - at.k;  // in two steps, each of which is a normal number
+        if (at.c == to.c) return below * power_of_two<Real>(n / 2) * power_of_two<Real>(n - n / 2);
+        Real half = (at.c - to.c) / 2;
+        return below * A::exp(half, n / 2).high * A::exp(half, n - n / 2).high;
     }
 };
 
@@ -155,15 +165,15 @@ struct RowSums {
     explicit XS_FUNCTION RowSums(const Row<A>& row) {
         m = double(row.at.m);
         wm = row.at.term(row.at.m).value();
-        q = row.below.value() + (double(row.copies) - 1.0) * wm;
+        q = row.seen.below.value() + (double(row.seen.copies) - 1.0) * wm;
         bool finite = is_finite(m);
         q = finite ? q : nan();
         log_sum = finite ? log1p_positive(q / wm) : nan();
     }
     XS_FUNCTION bool finite() const { return is_finite(m); }
     XS_FUNCTION double logsumexp() const { return finite() ? m + log_sum : m; }
-    // Whether one class has more than half of y.
-    XS_FUNCTION bool has_majority() const { return wm > q; }
+    // Whether one class has so much of y that 1 − y cancels; no other has nearly as much.
+    XS_FUNCTION bool has_majority() const { return wm > 1.125 * q; }
 
     // factor / s, and what its rounding and that of s leave.
     XS_FUNCTION Sum<double> quotient(double factor) const {
@@ -259,25 +269,51 @@ struct TargetSums {
     }
 };
 
+// A row and its targets, or a piece of both.
+template <class A>
+struct TargetRow {
+    typedef typename A::Real Real;
+    Row<A> row;
+    TargetSums<A> sums;
+
+    template <int N>
+    XS_FUNCTION void add(const Real (&x)[N], const Real (&t)[N]) {
+        Real before = row.at.m;
+        row.add(x);
+        if (!(row.at.m == before)) sums.raise(before, row.at.m);
+        for (int j = 0; j < N; ++j) sums.add(row.at.m, x[j], t[j]);
+    }
+    XS_FUNCTION void merge(TargetRow other) {
+        Real before = row.at.m;
+        row.merge(other.row);
+        if (!(row.at.m == before)) sums.raise(before, row.at.m);
+        if (!(row.at.m == other.row.at.m)) other.sums.raise(other.row.at.m, row.at.m);
+        sums.merge(other.sums);
+    }
+};
+
 template <class A>
 struct TargetLoss {
     typedef typename A::Real Real;
     double loss;
     Shares<A> shares;
-    Real m, total, at_majority, pull, factor;
+    Real wm, total, at_majority, pull, factor;
     bool majority;
 
-    XS_FUNCTION TargetLoss(const RowSums& row, const TargetSums<A>& t, double zeta, double scale) : shares(row, 1.0) {
+    XS_FUNCTION TargetLoss(const RowSums& row, const Scale<A>& at, const TargetSums<A>& t, double zeta, double scale)
+        : shares(row, 1.0) {
         double sum = t.total.value();
         double far = is_finite(t.far.high) ? t.far.value() : double(t.far.high);  // beside ∞ the low part is nan
         loss = sum * row.log_sum + far + z_loss(row, zeta);
-        m = Real(row.m), total = Real(sum), pull = Real(z_pull(row, zeta)), factor = Real(scale);
+        wm = at.term(at.m).high;
+        total = Real(sum), pull = Real(z_pull(row, zeta)), factor = Real(scale);
         at_majority = Real(t.others.value() - sum * (row.q / (row.q + row.wm)));
         majority = row.has_majority();
     }
-    XS_FUNCTION Real gradient(Real x, Real t, Real w) const {
+    // A majority has a w of its own.
+    XS_FUNCTION Real gradient(Real t, Real w) const {
         Real y = shares(w);
-        Real away = majority && x == m ? at_majority : fma(total, y, -t);
+        Real away = majority && w == wm ? at_majority : fma(total, y, -t);
         return factor * fma(pull, y, away);
     }
 };
