@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #define XS_FUNCTION inline
+using std::exp;
 using std::fma;
 using std::tanh;
 #endif
