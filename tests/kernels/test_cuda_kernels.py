@@ -23,6 +23,7 @@ pytestmark = [
 RNG = np.random.default_rng(9)
 SMALL = cuda.Device(multiprocessors=0, shared_bytes=0, clusters=False)
 LARGE = cuda.Device(multiprocessors=0, shared_bytes=100 << 10, clusters=False)
+CLUSTERS = cuda.Device(multiprocessors=0, shared_bytes=16 << 10, clusters=True)
 FEW_ROWS = cuda.Device(multiprocessors=80, shared_bytes=0, clusters=False)
 
 
@@ -63,6 +64,7 @@ def cases():
     for verb in ("softmax", "log_softmax", "label_loss", "target_loss"):
         yield Case(verb, "float32", (2, 20_000))
         yield Case(verb, "float32", (2, 10_003), SMALL)
+        yield Case(verb, "float32", (2, 9_000), CLUSTERS)
         yield Case(verb, "float32", (2, 100_004), FEW_ROWS)
         yield Case(verb, "float32", (3, 5, 20), options=True)
         yield Case(verb, "float32", (2, 100, 19), options=True)
@@ -79,10 +81,15 @@ CASES = list(cases())
 NAMES = list(dict.fromkeys(name for case in CASES for name in case.launch.kernels))
 
 
+def cluster_of(name):
+    """Blocks that run together."""
+    return int(name.split(">, ")[1].split(",")[0]) if "::clustered<" in name else 1
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kernels")
-    lines = [f"KERNEL({i}, {name})\n" for i, name in enumerate(NAMES)]
+    lines = [f"KERNEL({i}, {cluster_of(name)}, {name})\n" for i, name in enumerate(NAMES)]
     (folder / "instantiations.h").write_text("".join(lines))
     source, built = Path(__file__).with_name("kernels_host.cpp"), folder / "kernels.so"
     include = [argument for path in (folder, Path(kernels.__file__).parent) for argument in ("-I", path)]

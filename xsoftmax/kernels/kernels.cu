@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(threads) shared(const Arguments a) {
     in_shared_memory<P, Block<threads>, n>(a, blockIdx.x, gridDim.x);
 }
 
-#if __CUDA_ARCH__ >= 900
+#if XS_CLUSTERS
 template <class P, int blocks, int threads, int n>
 __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(threads) clustered(const Arguments a) {
     in_shared_memory<P, Cluster<blocks, threads>, n>(a, blockIdx.x / blocks, gridDim.x / blocks);

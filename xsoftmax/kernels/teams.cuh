@@ -11,6 +11,34 @@ XS_FUNCTION void* row_space() {
     extern __shared__ uint4 space[];
     return space;
 }
+
+// Shared memory of n states, the same at each call by a `User`.
+template <class User, class S, int n>
+XS_FUNCTION S* shared_space() {
+    alignas(16) __shared__ char space[n * sizeof(S)];
+    return reinterpret_cast<S*>(space);
+}
+
+#define XS_CLUSTERS (__CUDA_ARCH__ >= 900)
+#if XS_CLUSTERS
+XS_FUNCTION void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// What another block of the cluster has at the same place of its shared memory.
+template <class S>
+XS_FUNCTION S of_block(const S* here, int block) {
+    constexpr int words = sizeof(S) / 4;
+    alignas(16) int other[words];
+    unsigned there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(unsigned(__cvta_generic_to_shared(here))), "r"(block));
+#pragma unroll
+    for (int i = 0; i < words; ++i) {
+        asm volatile("ld.shared::cluster.b32 %0, [%1];" : "=r"(other[i]) : "r"(there + 4 * i) : "memory");
+    }
+    return *reinterpret_cast<const S*>(other);
+}
+#endif
 #endif
 
 template <class Real>
@@ -59,8 +87,7 @@ struct Block {
     template <class S>
     XS_FUNCTION void reduce(S& s) const {
         constexpr int warps = threads / 32;
-        alignas(16) __shared__ char space[warps * sizeof(S)];
-        S* of_warp = reinterpret_cast<S*>(space);
+        S* of_warp = shared_space<Block, S, warps>();
         reduce_lanes<32>(s);
         if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = s;
         __syncthreads();
@@ -78,8 +105,7 @@ struct Columns {
 
     template <class S>
     XS_FUNCTION void reduce(S& s) const {
-        alignas(16) __shared__ char space[threads * sizeof(S)];
-        S* of_thread = reinterpret_cast<S*>(space);
+        S* of_thread = shared_space<Columns, S, threads>();
         of_thread[threadIdx.x] = s;
         __syncthreads();
         s = of_thread[slot];
@@ -89,11 +115,7 @@ struct Columns {
     }
 };
 
-#if __CUDA_ARCH__ >= 900
-XS_FUNCTION void cluster_barrier() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
+#if XS_CLUSTERS
 // The blocks of a cluster, which read each other's shared memory.
 template <int blocks, int threads_>
 struct Cluster {
@@ -102,27 +124,12 @@ struct Cluster {
 
     template <class S>
     XS_FUNCTION void reduce(S& s) const {
-        constexpr int words = sizeof(S) / 4;
-        alignas(16) __shared__ int space[words];
+        S* of_this = shared_space<Cluster, S, 1>();
         Block<threads_>().reduce(s);
-        if (threadIdx.x == 0) *reinterpret_cast<S*>(space) = s;
+        if (threadIdx.x == 0) *of_this = s;
         cluster_barrier();
-        unsigned address = unsigned(__cvta_generic_to_shared(space));
-        for (int block = 0; block < blocks; ++block) {
-            alignas(16) int other[words];
-            unsigned there;
-            asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(block));
-#pragma unroll
-            for (int i = 0; i < words; ++i) {
-                asm volatile("ld.shared::cluster.b32 %0, [%1];" : "=r"(other[i]) : "r"(there + 4 * i) : "memory");
-            }
-            const S& part = *reinterpret_cast<const S*>(other);
-            if (block == 0) {
-                s = part;
-            } else {
-                s.merge(part);
-            }
-        }
+        s = of_block(of_this, 0);
+        for (int block = 1; block < blocks; ++block) s.merge(of_block(of_this, block));
         cluster_barrier();
     }
 };
