@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
     @property
     def problem(self):
-        arithmetic = cuda.arithmetic(self.dtype, self.verb, fast_float64=True)
+        arithmetic = cuda.arithmetic(self.dtype, self.verb, options=self.options, fast_float64=True)
         return cuda.Problem(arithmetic, self.dtype, self.verb, self.options)
 
     @property

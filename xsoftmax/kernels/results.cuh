@@ -2,6 +2,15 @@
 
 namespace xsoftmax {
 
+// Logits of N classes: n side by side from c on, and again every `stride`; from `end` on there are none.
+struct Classes {
+    int c, stride, end;
+    template <int n>
+    XS_FUNCTION int at(int j) const {
+        return c + j / n * stride + j % n;
+    }
+};
+
 // The row alone, or with its targets; `keeps_terms`: a result follows from a class's w, else from its logit.
 template <class P, Verb verb = P::verb>
 struct Parts {
@@ -12,12 +21,12 @@ struct Parts {
 
     XS_FUNCTION Parts() {}
     XS_FUNCTION explicit Parts(Real m) : row(m) {}
-    template <int n>
-    XS_FUNCTION void add(const View<P>&, int, const Real (&x)[n]) {
+    template <int n, int N>
+    XS_FUNCTION void add(const View<P>&, Classes, const Real (&x)[N]) {
         row.add(x);
     }
-    template <int n>
-    XS_FUNCTION void add_known(const View<P>&, int, const Real (&x)[n], Real (&w)[n]) {
+    template <int n, int N>
+    XS_FUNCTION void add_known(const View<P>&, Classes, const Real (&x)[N], Real (&w)[N]) {
         row.add_known(x, w);
     }
     XS_FUNCTION void merge(const Parts& other) { row.merge(other.row); }
@@ -38,19 +47,19 @@ struct Parts<P, target_loss> {
 
     XS_FUNCTION Parts() {}
     XS_FUNCTION explicit Parts(Real m) { both.row = Row<A>(m); }
-    template <int n>
-    XS_FUNCTION void add(const View<P>& view, int c, const Real (&x)[n]) {
-        Real t[n];
-        view.template target_elements<n>(c, t);
+    template <int n, int N>
+    XS_FUNCTION void add(const View<P>& view, Classes classes, const Real (&x)[N]) {
+        Real t[N];
+        read<n>(view, classes, t);
         both.add(x, t);
     }
-    template <int n>
-    XS_FUNCTION void add_known(const View<P>& view, int c, const Real (&x)[n], Real (&w)[n]) {
-        Real t[n];
-        view.template target_elements<n>(c, t);
+    template <int n, int N>
+    XS_FUNCTION void add_known(const View<P>& view, Classes classes, const Real (&x)[N], Real (&w)[N]) {
+        Real t[N];
+        read<n>(view, classes, t);
         both.row.add_known(x, w);
 #pragma unroll
-        for (int j = 0; j < n; ++j) both.sums.add(both.row.at.m, x[j], t[j]);
+        for (int j = 0; j < N; ++j) both.sums.add(both.row.at.m, x[j], t[j]);
     }
     XS_FUNCTION void merge(const Parts& other) { both.merge(other.both); }
     XS_FUNCTION Real kept(Real x) const { return both.row.at.term(x).high; }
@@ -58,6 +67,13 @@ struct Parts<P, target_loss> {
     XS_FUNCTION void reduce_known(const Team& team) {
         team.reduce(both.row.seen);
         team.reduce(both.sums);
+    }
+
+  private:
+    template <int n, int N>
+    XS_FUNCTION static void read(const View<P>& view, Classes classes, Real (&t)[N]) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) t[j] = view.target(classes.at<n>(j), classes.end);
     }
 };
 

@@ -9,41 +9,47 @@
 namespace xsoftmax {
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Arithmetics. exp(−reach) is 0 beside 1, also as a sum of 2²¹ terms; up to `unshifted` |m|, c = 0.
+// Arithmetics. exp(−reach) is 0 beside 1, also as a sum of 2²¹ terms; up to `unshifted` |m|, c = 0. `Compared` holds
+// every logit: on devices a comparison of float64 takes as long as a multiplication. `low_terms`, `low_ratio`: whether
+// terms of the sum and the ratio of w to y are of two numbers.
 
 struct Float64 {
     typedef double Real;
+    typedef double Compared;
     static constexpr int top = 500;
     static constexpr double reach = 760.0, unshifted = 0x1p20;
-    static constexpr bool exact_terms = false;  // whether terms of the sum have a low part
+    static constexpr bool low_terms = false, low_ratio = true;
     static XS_FUNCTION Sum<double> exp(double x, int k) { return {exp_double(x, k), 0.0}; }
 };
 
-// float32 in float64: rounded once, 0.5 ulp.
-struct Float32Wide {
+// float32 in float64, transformed there before: rounded once, 0.5 ulp.
+struct Float32Transformed {
     typedef double Real;
+    typedef double Compared;
     static constexpr int top = 500;
     static constexpr double reach = 760.0, unshifted = 0x1p20;
-    static constexpr bool exact_terms = false;
+    static constexpr bool low_terms = false, low_ratio = false;
     static XS_FUNCTION Sum<double> exp(double x, int k) { return {exp_short(x, k), 0.0}; }
 };
 
-// float32 in pairs of float32, where float64 is slow; only what is computed once a row is in float64.
-struct Float32Pairs {
-    typedef float Real;
-    static constexpr int top = 60;
-    static constexpr float reach = 128.0f, unshifted = 0x1p12f;
-    static constexpr bool exact_terms = true;
-    static XS_FUNCTION Sum<float> exp(float x, int k) { return exp_pair(x, k); }
+struct Float32Wide : Float32Transformed {
+    typedef float Compared;
 };
 
-// Results of 16 bits.
+// Results of 16 bits. With a reach of 128, m − reach could round to m − 256, and exp(−256) 2^60 is no normal number.
 struct Float16 {
     typedef float Real;
+    typedef float Compared;
     static constexpr int top = 60;
-    static constexpr float reach = 128.0f, unshifted = 0x1p12f;
-    static constexpr bool exact_terms = false;
+    static constexpr float reach = 127.9f, unshifted = 0x1p12f;
+    static constexpr bool low_terms = false, low_ratio = false;
     static XS_FUNCTION Sum<float> exp(float x, int k) { return {exp_float(x, k), 0.0f}; }
+};
+
+// float32 in pairs of float32, where float64 is slow; only what is computed once a row is in float64.
+struct Float32Pairs : Float16 {
+    static constexpr bool low_terms = true, low_ratio = true;
+    static XS_FUNCTION Sum<float> exp(float x, int k) { return exp_pair(x, k); }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -52,7 +58,9 @@ struct Float16 {
 template <class A>
 struct Scale {
     typedef typename A::Real Real;
+    typedef typename A::Compared Compared;
     Real m, c, lowest;
+    Compared floor;
     int k;
 
     XS_FUNCTION Scale() {}
@@ -63,11 +71,11 @@ struct Scale {
         c = m >= -A::unshifted && m <= A::unshifted ? Real(0) : near_64(m);
         k = A::top - exponent(m - c);
         lowest = (m - c) - A::reach;
+        floor = Compared(m) - Compared(A::reach);
     }
-    XS_FUNCTION Sum<Real> term(Real x) const {
-        Real d = x - c;
-        return A::exp(d > lowest ? d : lowest, k);
-    }
+    XS_FUNCTION Sum<Real> term(Real x) const { return A::exp(Compared(x) >= floor ? x - c : lowest, k); }
+    XS_FUNCTION bool is_below(Real x) const { return Compared(x) < Compared(m); }
+    XS_FUNCTION bool is_maximum(Real x) const { return Compared(x) == Compared(m); }
 
   private:
     static XS_FUNCTION Real near_64(Real m) {
@@ -101,9 +109,10 @@ struct Row {
 
     template <int N>
     XS_FUNCTION void add(const Real (&x)[N]) {
-        Real top = at.m, w[N];
-        for (int j = 0; j < N; ++j) top = larger(top, x[j]);
-        if (!(top == at.m)) raise(top);
+        typename A::Compared before = at.m, top = before;
+        for (int j = 0; j < N; ++j) top = larger(top, typename A::Compared(x[j]));
+        Real w[N];
+        if (!(top == before)) raise(top);
         add_known(x, w);
     }
 
@@ -113,14 +122,14 @@ struct Row {
         Sum<Real> terms = {0, 0};
         for (int j = 0; j < N; ++j) {
             Sum<Real> term = at.term(x[j]);
-            bool counts = x[j] < at.m;
+            bool counts = at.is_below(x[j]);
             Sum<Real> counted = {counts ? term.high : Real(0), counts ? term.low : Real(0)};
-            if (A::exact_terms) {
+            if (A::low_terms) {
                 terms.add(counted);
             } else {
                 terms.high += counted.high;
             }
-            seen.copies += x[j] == at.m ? 1u : 0u;
+            seen.copies += at.is_maximum(x[j]) ? 1u : 0u;
             w[j] = term.high;
         }
         seen.below.add(terms);
@@ -194,7 +203,9 @@ struct Shares {
         Sum<double> exact = row.quotient(factor);
         ratio = {Real(exact.high), Real((exact.high - double(Real(exact.high))) + exact.low)};
     }
-    XS_FUNCTION Real operator()(Real w) const { return fma(w, ratio.high, w * ratio.low); }
+    XS_FUNCTION Real operator()(Real w) const {
+        return A::low_ratio ? fma(w, ratio.high, w * ratio.low) : w * ratio.high;
+    }
 };
 
 template <class A>

@@ -70,27 +70,23 @@ struct View {
 
     XS_FUNCTION bool kept(Int64 c) const { return !P::options || !where || where[c * a.where.step]; }
 
+    // n classes from c on; from `end` on nothing is read, logits are −∞ and targets 0.
     template <int n>
-    XS_FUNCTION Vector<T, n> elements(int c) const {
+    XS_FUNCTION Vector<T, n> elements(int c, int end) const {
         Vector<T, n> v = {};
-        if (n > 1 && c + n <= classes) return *reinterpret_cast<const Vector<T, n>*>(x + c);
+        if (n > 1 && c + n <= end) return *reinterpret_cast<const Vector<T, n>*>(x + c);
 #pragma unroll
         for (int j = 0; j < n; ++j) {
-            if (c + j < classes) v.at[j] = element(c + j);
+            if (c + j < end) v.at[j] = element(c + j);
         }
         return v;
     }
-    // −∞ beyond the last class.
     template <int n>
-    XS_FUNCTION void logits(const Vector<T, n>& v, int c, Real* z) const {
+    XS_FUNCTION void logits(const Vector<T, n>& v, int c, int end, Real* z) const {
 #pragma unroll
-        for (int j = 0; j < n; ++j) z[j] = c + j < classes ? logit(v.at[j], c + j) : -Format<Real>::infinity();
+        for (int j = 0; j < n; ++j) z[j] = c + j < end ? logit(v.at[j], c + j) : -Format<Real>::infinity();
     }
-    template <int n>
-    XS_FUNCTION void target_elements(int c, Real* t) const {
-#pragma unroll
-        for (int j = 0; j < n; ++j) t[j] = c + j < classes ? target(c + j) : Real(0);
-    }
+    XS_FUNCTION Real target(int c, int end) const { return c < end ? target(c) : Real(0); }
     XS_FUNCTION Real target(int c) const {
         if constexpr (P::verb != target_loss) {
             return 0;
