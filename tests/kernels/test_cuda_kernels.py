@@ -75,6 +75,13 @@ def cases():
             yield Case(verb, "float32", shape, SMALL, writes=False)
         yield Case(verb, "float32", (2, 70_000), FEW_ROWS, writes=False)
     yield Case("logsumexp", "bfloat16", (3, 129), writes=False)
+    for verb in cuda.PRODUCTS:
+        for shape in ((50, 3), (9, 8), (3, 1001), (2, 5000)):
+            yield Case(verb, "float32", shape)
+        yield Case(verb, "float64", (3, 300))
+        yield Case(verb, "bfloat16", (4, 264))
+        yield Case(verb, "float32", (3, 20, 20), options=True)
+        yield Case(verb, "float32", (2, 100, 19), options=True)
 
 
 CASES = list(cases())
@@ -135,15 +142,20 @@ def run(library, case, x, y=None, *, targets=None, labels=None, where=None, weig
     return value.reshape(shape)
 
 
+def aligned(array):
+    """A copy that starts at a multiple of 16 bytes, as every allocation of CuPy."""
+    space = np.empty(array.nbytes + 16, np.uint8)
+    copy = space[-space.ctypes.data % 16 :][: array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def logits(case):
     """Rows with padding in between; among them peaked ones, and one of each corner."""
     dtype = np.dtype(case.dtype) if case.dtype != "bfloat16" else pytest.importorskip("ml_dtypes").bfloat16
     shape = list(case.shape)
     shape[1] += case.padding
-    # an array of 16 aligned bytes, as every allocation of CuPy
-    space = np.empty(int(np.prod(shape)) * np.dtype(dtype).itemsize + 16, np.uint8)
-    space = space[-space.ctypes.data % 16 :][: int(np.prod(shape)) * np.dtype(dtype).itemsize]
-    x = space.view(dtype).reshape(shape)[:, : case.shape[1]]
+    x = aligned(np.empty(shape, dtype))[:, : case.shape[1]]
     x[...] = RNG.normal(size=case.shape) * 3
     x[0, 1] = 30
     if case.shape[0] > 5:
@@ -173,7 +185,9 @@ def chosen(case):
 
 
 @pytest.mark.parametrize(
-    "case", CASES, ids=lambda case: "-".join(map(str, case[:3])) + f"-{case.launch.kernels[0][10:18]}"
+    "case",
+    [case for case in CASES if case.verb not in cuda.PRODUCTS],
+    ids=lambda case: "-".join(map(str, case[:3])) + f"-{case.launch.kernels[0][10:18]}",
 )
 def test_kernel(library, case):
     x = logits(case)
@@ -213,6 +227,36 @@ def test_kernel(library, case):
     assert_close(y, grad, 4.0, np.broadcast_to(np.expand_dims(scale, 1), x.shape) * cancels)
     run(library, case, x, x, where=where, scale=scale, **given, **numbers)
     np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.verb in cuda.PRODUCTS], ids=lambda case: "-".join(map(str, case[:3]))
+)
+def test_product(library, case):
+    x = np.ascontiguousarray(np.nan_to_num(logits(case).astype(np.float64), posinf=1, neginf=-1) / 3)
+    where = RNG.random(x.shape) < 0.8 if case.options else None
+    if where is not None:
+        where[:, 0] = True
+    of_logits = xs.softmax if case.verb == "softmax_product" else xs.log_softmax
+    v = RNG.normal(size=x.shape).astype(logits(case).dtype)
+    y = of_logits(x, axis=1, where=where).astype(v.dtype)
+    y, v = (aligned(a) for a in (y, v))
+    found = aligned(np.zeros_like(y))
+    run(library, case, y, found, targets=v, where=where)
+    verb = xs.softmax_vjp if case.verb == "softmax_product" else getattr(xs, case.verb)
+    wide_y, wide_v = y.astype(np.float64), v.astype(np.float64)
+    p = wide_y if case.verb == "softmax_product" else np.exp(wide_y)
+    hidden = 1.0 if where is None else where
+    mean = np.sum(p * np.abs(wide_v) * hidden, axis=1, keepdims=True)
+    total = np.sum(np.abs(wide_v) * hidden, axis=1, keepdims=True)
+    scale = {
+        "softmax_product": p * (np.abs(wide_v) + mean),
+        "log_softmax_vjp": np.abs(wide_v) + p * total,
+        "log_softmax_jvp": np.abs(wide_v) + mean,
+    }[case.verb]
+    assert_close(found, verb(wide_y, wide_v, axis=1, where=where), 2.0, scale)
+    run(library, case, y, v, targets=v, where=where)
+    np.testing.assert_array_equal(v, found)
 
 
 def test_labels_out_of_range(library):

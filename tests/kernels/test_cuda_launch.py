@@ -58,6 +58,17 @@ def test_a_kernel_for_every_length(dtype, classes, kernel):
     assert re.search(kernel, launched(dtype, classes).kernels[0])
 
 
+@pytest.mark.parametrize("verb", cuda.PRODUCTS)
+@pytest.mark.parametrize("across", [False, True])
+def test_products_fit(verb, across):
+    for classes in LENGTHS:
+        name = launched("float32", classes, verb=verb, across=across).kernels[0]
+        if "resident" in name:
+            lanes, n, chunks = map(int, re.search(r"<(\d+)>, (\d+), (\d+)>$", name).groups())
+            assert lanes * n * chunks >= classes
+            assert n * chunks <= 8
+
+
 def test_few_rows_are_cut():
     found = launched("float32", 1 << 20, rows=1)
     assert [re.match(r"xsoftmax::(\w+)", name)[1] for name in found.kernels] == ["piece", "joined"]

@@ -36,7 +36,7 @@ DTYPES = {
     "Float32Pairs": "float32",
     "Float16": "float16",
 }
-VERBS = ["softmax", "log_softmax", "logsumexp", "label_loss", "target_loss"]
+VERBS = ["softmax", "log_softmax", "logsumexp", "label_loss", "target_loss", *cuda.PRODUCTS]
 
 
 def kernels(problem, *, sizes, clusters):
@@ -138,7 +138,9 @@ def test_every_kernel(compiler, arithmetic, architecture, tmp_path):
 def test_one_of_each_kernel(compiler, architecture, tmp_path):
     problem = cuda.Problem("Float32Pairs", "bfloat16", "label_loss")
     names = kernels(problem, sizes=(100, 30_000, 100_000, 3_000_000), clusters=architecture >= 90)
-    assert len({re.match(r"xsoftmax::(\w+)", name)[1] for name in names}) == (6 if architecture >= 90 else 5)
+    for verb in cuda.PRODUCTS:
+        names += kernels(cuda.Problem("Float16", "bfloat16", verb), sizes=(100, 30_000), clusters=False)
+    assert len({re.match(r"xsoftmax::(\w+)", name)[1] for name in names}) == (8 if architecture >= 90 else 7)
     check(compiler, names, architecture, tmp_path)
 
 

@@ -21,6 +21,7 @@ OPTIONS = ("--std=c++17",)  # CuPy adds the architecture and -ftz=true
 ELEMENTS = {"float16": "xsoftmax::Half", "bfloat16": "xsoftmax::Brain", "float32": "float", "float64": "double"}
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 LOSSES = ("label_loss", "target_loss")
+PRODUCTS = ("softmax_product", "log_softmax_vjp", "log_softmax_jvp")
 
 _PLACE = np.dtype([("data", "u8"), ("outer", "i8"), ("inner", "i8"), ("step", "i8")])
 ARGUMENTS = np.dtype(  # `Arguments` in view.cuh
@@ -121,10 +122,12 @@ def launch(
     `aligned`: every row starts at a multiple of 16 bytes. `across`: classes are not side by side. `writes`: there is a
     result for each class.
     """
-    if across:
-        return _across(problem, classes, writes)
     item = ITEM_BYTES[problem.dtype]
     n = _VECTOR_BYTES // item if aligned and not problem.options else 1
+    if problem.verb in PRODUCTS:
+        return _product(problem, classes, n, across)
+    if across:
+        return _across(problem, classes, writes)
     row_bytes = classes * item
     if row_bytes >= 2 * _SLICE_BYTES and 2 * rows < device.multiprocessors:
         return _sliced(problem, rows, row_bytes, n, device)
@@ -140,6 +143,18 @@ def _across(problem: Problem, classes: int, writes: bool) -> Launch:
     if writes and fitting:
         return Launch((_name("resident", problem, team, 1, fitting[0]),), threads, rows_per_block=_WARP)
     return Launch((_name("swept", problem, team, 1),), threads, rows_per_block=_WARP)
+
+
+def _product(problem: Problem, classes: int, n: int, across: bool) -> Launch:
+    """Two arrays are kept, so half as much of each."""
+    lanes = _COLUMN_THREADS if across else max(1, _power_of_two(-(-2 * classes // _RESIDENT)))
+    team, threads, together = _team(min(lanes, _RESIDENT_THREADS))
+    if across:
+        team, threads, together = f"xsoftmax::Columns<{_COLUMN_THREADS}>", _WARP * _COLUMN_THREADS, _WARP
+    chunks = _power_of_two(-(-classes // (lanes * n)))
+    if lanes > _RESIDENT_THREADS or chunks * n > _RESIDENT // 2:
+        return Launch((_name("product_swept", problem, team, n),), threads, rows_per_block=together)
+    return Launch((_name("product_resident", problem, team, n, chunks),), threads, rows_per_block=together)
 
 
 def _sliced(problem: Problem, rows: int, row_bytes: int, n: int, device: Device) -> Launch:

@@ -6,6 +6,7 @@
 #include "teams.cuh"
 #include "view.cuh"
 #include "results.cuh"
+#include "products.cuh"
 
 namespace xsoftmax {
 

@@ -2,7 +2,7 @@
 
 namespace xsoftmax {
 
-enum Verb { softmax, log_softmax, logsumexp, label_loss, target_loss };
+enum Verb { softmax, log_softmax, logsumexp, label_loss, target_loss, softmax_product, log_softmax_vjp, log_softmax_jvp };
 
 // Row r of an array starts (r / inner_rows) · outer + (r % inner_rows) · inner elements from `data` on, its classes are
 // `step` apart.
@@ -23,7 +23,7 @@ struct Arguments {
     int label_kind, zeta_step, scale_step, slices;
 };
 
-// A: arithmetic, T: logits and result, U: targets. Without options there are no mask, softcap, temperature, smoothing
+// A: arithmetic, T: logits and result, U: targets, or the vector of a product, which takes their place. Without options there are no mask, softcap, temperature, smoothing
 // and no weight of targets, and classes are side by side.
 template <class A_, class T_, class U_, Verb verb_, bool options_>
 struct Problem {
@@ -31,7 +31,7 @@ struct Problem {
     typedef T_ T;
     typedef U_ U;
     static constexpr Verb verb = verb_;
-    static constexpr bool options = options_;
+    static constexpr bool options = options_, product = verb >= softmax_product;
 };
 
 template <class P>
@@ -88,10 +88,12 @@ struct View {
     }
     XS_FUNCTION Real target(int c, int end) const { return c < end ? target(c) : Real(0); }
     XS_FUNCTION Real target(int c) const {
-        if constexpr (P::verb != target_loss) {
+        if constexpr (P::verb != target_loss && !P::product) {
             return 0;
         } else if constexpr (!P::options) {
             return Real(widened(targets[c]));
+        } else if constexpr (P::product) {
+            return kept(c) ? Real(widened(targets[c * a.targets.step])) : Real(0);
         } else {
             double t = label_exists() ? c == label : nan();  // also where a mask hides it: a loss of ∞, as without
             if (targets) t = kept(c) ? double(widened(targets[c * a.targets.step])) : 0.0;
