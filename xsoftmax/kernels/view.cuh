@@ -23,8 +23,8 @@ struct Arguments {
     int label_kind, zeta_step, scale_step, slices;
 };
 
-// A: arithmetic, T: logits and result, U: targets, or the vector of a product, which takes their place. Without options there are no mask, softcap, temperature, smoothing
-// and no weight of targets, and classes are side by side.
+// A: arithmetic, T: logits and result, U: targets, or the vector of a product, which takes their place. Without options
+// there are no mask, softcap, temperature, smoothing and no weight of targets, and classes are side by side.
 template <class A_, class T_, class U_, Verb verb_, bool options_>
 struct Problem {
     typedef A_ A;
