@@ -27,14 +27,7 @@ STRICT = ["array-api-strict", *(f"array-api-strict:{device}" for device in ("dev
 LIBRARIES = ["torch", "jax", "dask", "array-api-strict", "ndonnx", "mlx", "cubed", "marray", "sparse"]
 SLOW = ["dask", "ndonnx"]  # 0.1 s and more a call; cubed takes still longer
 MATRIX = "tests/test_contract.py"
-EACH_OPERATION = [
-    "softmax",
-    "logsumexp",
-    "log_softmax_vjp",
-    "cross_entropy_and_grad",
-    "cross_entropy_hvp",
-    "kl_divergence",
-]
+EACH_OPERATION = ["softmax", "log_softmax_vjp", "cross_entropy_and_grad"]
 
 
 def install(session, *names, constraints=(".ci/constraints.txt",)):
@@ -107,7 +100,8 @@ def tests(session, library):
         test_cupy(session, version)
     elif library == "jax-x32":
         install(session, "jax", "cli", "test")
-        run_tests(session, ["jax"], *without_matrix(session), x64="0")
+        both = "--ignore=tests/implementations/test_jax_native.py"  # the rules in 32 and 64 bit, whatever is set
+        run_tests(session, ["jax"], both, *without_matrix(session), x64="0")
         run_tests(session, ["jax"], MATRIX, "-k=not jitted", x64="0")
     elif library == "numba":
         install(session, "numba", "cli", "test")
@@ -140,7 +134,7 @@ def agreement(session):
     fast = [name for name in names if name not in (*SLOW, "cubed", "mlx", "sparse")]
     run_tests(session, fast, MATRIX, "tests/test_losses.py", "tests/verify")
     run_tests(session, SLOW, MATRIX, f"-k={_float32(EACH_OPERATION)}")
-    run_tests(session, ["cubed"], MATRIX, f"-k={_float32(['softmax', 'cross_entropy_and_grad'])}")
+    run_tests(session, ["cubed"], MATRIX, f"-k={_float32(['softmax'])}")
 
 
 @nox.session(python="3.11")

@@ -10,7 +10,7 @@ from support import get, put, widest
 import xsoftmax as xs
 
 ROWS, CLASSES = SHAPE = (3, 5)
-EXAMPLES = {"jax": 5, "dask": 3, "cubed": 2, "ndonnx": 2}  # where a call takes from 10 to 500 ms
+EXAMPLES = {"jax": 5, "dask": 3, "cubed": 1, "ndonnx": 2}  # where a call takes from 10 to 500 ms
 
 # one shape, because some backends compile per shape; plain numbers and ties shrink well and go far enough
 logits = hnp.arrays(np.float64, SHAPE, elements=st.floats(-300, 300, width=16) | st.sampled_from([0.0, -1.0, 88.5]))
@@ -151,10 +151,19 @@ def test_products_against_the_jacobian(xb, x, v):
 def test_loss_and_gradient_together(xb, x, t, q, named):
     for given_targets in (t, q):
         loss, grad = call(xb, "cross_entropy_and_grad", x, given_targets, **named)
-        np.testing.assert_array_equal(loss, call(xb, "cross_entropy", x, given_targets, **named))
-        np.testing.assert_array_equal(grad, call(xb, "cross_entropy_grad", x, given_targets, **named))
+        alike(xb, x, loss, call(xb, "cross_entropy", x, given_targets, **named))
+        alike(xb, x, grad, call(xb, "cross_entropy_grad", x, given_targets, **named))
         pair = call(xb, "cross_entropy_grad_and_hessian_diag", x, given_targets, **named)
-        np.testing.assert_array_equal(grad, pair[0])
+        alike(xb, x, grad, pair[0])
+
+
+def alike(xb, x, found, expected):
+    """The same bits; XLA makes each function a program, and a logit over a temperature may be rounded twice in one."""
+    if xb.name != "jax":
+        np.testing.assert_array_equal(found, expected)
+        return
+    bound = (1 + np.max(np.abs(x))) * units(xb)
+    np.testing.assert_allclose(found, expected, rtol=bound, atol=bound * np.max(np.abs(expected), initial=0))
 
 
 @law(logits, labels)

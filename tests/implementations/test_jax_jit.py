@@ -16,7 +16,7 @@ RNG = np.random.default_rng(7)
 X, V = (jnp.asarray(a, dtype=jnp.float32) for a in RNG.normal(size=(2, 3, 5)))
 Y, LOG_Y = jax.nn.softmax(X), jax.nn.log_softmax(X)
 MASK = jnp.asarray(RNG.uniform(size=(3, 5)) < 0.7).at[:, 0].set(True)
-LABELS = jnp.array([4, 0, 2], dtype=jnp.int32)
+LABELS = jnp.array([4, 0, 2])  # of the dtype to which labels are widened
 WEIGHT, SAMPLE_WEIGHT = jnp.array([0.5, 1.0, 2.0, 0.7, 1.5]), jnp.array([0.7, 0.0, 2.0])
 CAPPED = {"temperature": 1.5, "softcap": 3.0, "z_loss": 0.05, "label_smoothing": 0.1}
 WEIGHTED = {"where": MASK, "weight": WEIGHT, "sample_weight": SAMPLE_WEIGHT}

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from . import ACROSS
 from .vector_math import EXACT, SUMS, exp, exponent, fetch, item, jit, larger, maximum, pointer
 
-LANES = 32  # what a loop takes at once, and the least of a row: where it ends, LLVM would go on number by number
+LANES = ACROSS  # what a loop takes at once, and a row has more: where it ends, LLVM would go on number by number
 BLOCK = 1024  # classes whose terms are added plainly, 32 side by side; sums of blocks are compensated
-_EXACT_BLOCK = 256  # where a sum of equal terms that always rounds up would be seen: 32 additions are off by 5 ulp
+_EXACT_BLOCK = 128  # where a sum of equal terms that always rounds up would be seen: 32 additions are off by 5 ulp
 KEPT = 1 << 19  # classes whose exponentials are kept between passes, in 4 MiB; those of longer rows are computed twice
 _TOP = 500  # exponent of wm
 REACH = 760.0
