@@ -27,6 +27,7 @@ STRICT = ["array-api-strict", *(f"array-api-strict:{device}" for device in ("dev
 LIBRARIES = ["torch", "jax", "dask", "array-api-strict", "ndonnx", "mlx", "cubed", "marray", "sparse"]
 SLOW = ["dask", "ndonnx"]  # 0.1 s and more a call; cubed takes still longer
 MATRIX = "tests/test_contract.py"
+CUDA = "tests/kernels/cuda"
 EACH_OPERATION = ["softmax", "log_softmax_vjp", "cross_entropy_and_grad"]
 
 
@@ -45,7 +46,8 @@ def run_tests(session, backends, *args, x64="1"):
     """Run the tests of these backends; pytest refuses to start if one of them is not live."""
     chosen = [f"--backend={name}" for name in backends]
     workers = ["--numprocesses=auto", "--maxprocesses=4"]
-    session.run("pytest", *workers, *chosen, *args, *session.posargs, env={"JAX_ENABLE_X64": x64})
+    apart = [] if CUDA in args or session.posargs else [f"--ignore={CUDA}"]  # their session is `kernels`
+    session.run("pytest", *workers, *chosen, *args, *apart, *session.posargs, env={"JAX_ENABLE_X64": x64})
 
 
 def without_matrix(session):
@@ -122,6 +124,13 @@ def gpu(session):
     if not version:
         session.error(f"CuPy: {reason}")
     test_cupy(session, version)
+
+
+@nox.session
+def kernels(session):
+    """The CUDA kernels without a GPU: run by a host compiler, and compiled for every architecture."""
+    install(session, "kernels", "cli", "test", constraints=())
+    run_tests(session, ["numpy"], CUDA)
 
 
 @nox.session

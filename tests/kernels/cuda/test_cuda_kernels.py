@@ -1,0 +1,275 @@
+"""The CUDA kernels, run thread by thread on the host, give what the NumPy implementations give."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import xsoftmax as xs
+from xsoftmax import kernels
+from xsoftmax.kernels import cuda
+
+COMPILER = shutil.which("g++")
+pytestmark = [
+    pytest.mark.backend("numpy"),
+    pytest.mark.slow,
+    pytest.mark.skipif(COMPILER is None, reason="no g++ here"),
+]
+
+RNG = np.random.default_rng(9)
+SMALL = cuda.Device(multiprocessors=0, shared_bytes=0, clusters=False)
+LARGE = cuda.Device(multiprocessors=0, shared_bytes=100 << 10, clusters=False)
+CLUSTERS = cuda.Device(multiprocessors=0, shared_bytes=16 << 10, clusters=True)
+FEW_ROWS = cuda.Device(multiprocessors=80, shared_bytes=0, clusters=False)
+
+
+class Case(NamedTuple):
+    """Logits of shape (rows, classes), or (rows, classes, inner); `padding` elements between rows."""
+
+    verb: str
+    dtype: str
+    shape: tuple
+    device: cuda.Device = LARGE
+    options: bool = False
+    padding: int = 0
+    writes: bool = True
+
+    @property
+    def problem(self):
+        arithmetic = cuda.arithmetic(self.dtype, self.verb, options=self.options, fast_float64=True)
+        return cuda.Problem(arithmetic, self.dtype, self.verb, self.options)
+
+    @property
+    def launch(self):
+        rows = self.shape[0] * (self.shape[2] if len(self.shape) == 3 else 1)
+        aligned = (self.shape[1] + self.padding) * cuda.ITEM_BYTES[self.dtype] % 16 == 0
+        across = len(self.shape) == 3
+        return cuda.launch(
+            self.problem, rows, self.shape[1], self.device, aligned=aligned, across=across, writes=self.writes
+        )
+
+
+def cases():
+    for verb in ("softmax", "label_loss"):
+        for shape in ((50, 3), (21, 8), (9, 33), (7, 256), (3, 1001), (2, 4096)):
+            yield Case(verb, "float32", shape)
+        yield Case(verb, "float64", (3, 300))
+        yield Case(verb, "float64", (33, 10), padding=4)
+        yield Case(verb, "bfloat16", (5, 264))
+        yield Case(verb, "bfloat16", (5, 77))
+    for verb in ("softmax", "log_softmax", "label_loss", "target_loss"):
+        yield Case(verb, "float32", (2, 20_000))
+        yield Case(verb, "float32", (2, 10_003), SMALL)
+        yield Case(verb, "float32", (2, 9_000), CLUSTERS)
+        yield Case(verb, "float32", (2, 100_004), FEW_ROWS)
+        yield Case(verb, "float32", (3, 5, 20), options=True)
+        yield Case(verb, "float32", (2, 100, 19), options=True)
+        yield Case(verb, "float32", (2, 300, 19), options=True)
+        yield Case(verb, "float32", (6, 50), options=True)
+    for verb in ("logsumexp", "label_loss", "target_loss"):
+        for shape in ((9, 5), (5, 1000), (2, 5003)):
+            yield Case(verb, "float32", shape, SMALL, writes=False)
+        yield Case(verb, "float32", (2, 70_000), FEW_ROWS, writes=False)
+    yield Case("logsumexp", "bfloat16", (3, 129), writes=False)
+    for verb in cuda.PRODUCTS:
+        for shape in ((50, 3), (9, 8), (3, 1001), (2, 5000)):
+            yield Case(verb, "float32", shape)
+        yield Case(verb, "float64", (3, 300))
+        yield Case(verb, "bfloat16", (4, 264))
+        yield Case(verb, "float32", (3, 20, 20), options=True)
+        yield Case(verb, "float32", (2, 100, 19), options=True)
+
+
+CASES = list(cases())
+NAMES = list(dict.fromkeys(name for case in CASES for name in case.launch.kernels))
+
+
+def cluster_of(name):
+    """Blocks that run together."""
+    return int(name.split(">, ")[1].split(",")[0]) if "::clustered<" in name else 1
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kernels")
+    lines = [f"KERNEL({i}, {cluster_of(name)}, {name})\n" for i, name in enumerate(NAMES)]
+    (folder / "instantiations.h").write_text("".join(lines))
+    source, built = Path(__file__).with_name("kernels_host.cpp"), folder / "kernels.so"
+    include = [argument for path in (folder, Path(kernels.__file__).parent) for argument in ("-I", path)]
+    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
+    subprocess.run([COMPILER, *flags, *include, source, "-o", built], check=True)
+    return ctypes.CDLL(str(built))
+
+
+def address(array):
+    return 0 if array is None else array.ctypes.data
+
+
+def place(array):
+    """Of (rows, classes) or (rows, classes, inner)."""
+    if array is None:
+        return (0, 0, 0, 0)
+    outer, step, *inner = (stride // array.itemsize for stride in array.strides)
+    return (address(array), outer, inner[0] if inner else 0, step)
+
+
+def run(library, case, x, y=None, *, targets=None, labels=None, where=None, weight=None, scale=None, **numbers):
+    """What the launch leaves in y; the numbers of the rows are returned."""
+    rows = x.shape[0] * (x.shape[2] if x.ndim == 3 else 1)
+    value = np.full(rows, -7.0, x.dtype if case.verb == "logsumexp" else np.float64)
+    a, launch = np.zeros((), cuda.ARGUMENTS), case.launch
+    a["rows"], a["inner_rows"], a["classes"] = rows, x.shape[2] if x.ndim == 3 else 1, x.shape[1]
+    for name, array in {"x": x, "y": y, "targets": targets, "where": where}.items():
+        a[name] = place(array)
+    for name, array in {"labels": labels, "weight": weight, "scale": scale, "value": value}.items():
+        a[name] = address(array)
+    zeta = np.array([numbers.get("z_loss", 0.0)])
+    space = np.zeros(rows * launch.slices * launch.piece_bytes, np.uint8)
+    a["zeta"], a["pieces"], a["slices"], a["scale_step"] = address(zeta), address(space), launch.slices, 1
+    a["temperature"], a["softcap"] = numbers.get("temperature", 1.0), numbers.get("softcap", 0.0)
+    a["smoothing"] = numbers.get("label_smoothing", 0.0)
+    if labels is not None:
+        a["label_kind"] = labels.itemsize * (-1 if labels.dtype.kind == "u" else 1)
+    blocks = -(-rows // launch.rows_per_block) * launch.blocks_per_row
+    for name in launch.kernels:
+        kernel = getattr(library, f"kernel_{NAMES.index(name)}")
+        kernel(ctypes.c_void_p(a.ctypes.data), blocks, launch.threads, launch.shared_bytes)
+    shape = x.shape[:1] + x.shape[2:]
+    return value.reshape(shape)
+
+
+def aligned(array):
+    """A copy that starts at a multiple of 16 bytes, as every allocation of CuPy."""
+    space = np.empty(array.nbytes + 16, np.uint8)
+    copy = space[-space.ctypes.data % 16 :][: array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def logits(case):
+    """Rows with padding in between; among them peaked ones, and one of each corner."""
+    dtype = np.dtype(case.dtype) if case.dtype != "bfloat16" else pytest.importorskip("ml_dtypes").bfloat16
+    shape = list(case.shape)
+    shape[1] += case.padding
+    x = aligned(np.empty(shape, dtype))[:, : case.shape[1]]
+    x[...] = RNG.normal(size=case.shape) * 3
+    x[0, 1] = 30
+    if case.shape[0] > 5:
+        x[1, 0], x[2, 2], x[3], x[4, 0] = np.nan, np.inf, -np.inf, -np.inf
+        x[5] = x[5] * 300
+    return x
+
+
+def assert_close(found, expected, bound=2.0, scale=0.0):
+    """Within `bound` roundings of the expected, or of `scale`; nan and infinities the same."""
+    eps = 2.0**-7 if found.dtype.kind != "f" else np.finfo(found.dtype).eps
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(found[~finite], expected[~finite])
+    size = np.maximum(np.abs(expected), scale)[finite] + np.finfo(np.float32).smallest_normal
+    assert np.max(np.abs(found[finite] - expected[finite]) / size, initial=0.0) <= bound * eps
+
+
+def chosen(case):
+    """Options of a case: all of them, or z-loss alone, which every kernel has."""
+    if not case.options:
+        return {"z_loss": 1e-3} if case.verb in cuda.LOSSES else {}
+    if case.verb not in cuda.LOSSES:
+        return {"temperature": 0.7}
+    smoothing = {"label_smoothing": 0.1} if case.verb == "target_loss" else {}
+    return {"z_loss": 1e-3, "temperature": 0.7, "softcap": 20.0, **smoothing}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.verb not in cuda.PRODUCTS],
+    ids=lambda case: "-".join(map(str, case[:3])) + f"-{case.launch.kernels[0][10:18]}",
+)
+def test_kernel(library, case):
+    x = logits(case)
+    numbers = chosen(case)
+    where = RNG.random(x.shape) < 0.8 if case.options else None
+    if where is not None:
+        where[0, 1] = True
+    y = np.empty_like(x) if case.writes else None
+    if case.verb not in cuda.LOSSES:
+        value = run(library, case, x, y, where=where, **numbers)
+        expected = getattr(xs, case.verb)(x, axis=1, where=where, **numbers)
+        assert_close(value if y is None else y, expected)
+        if y is not None:
+            run(library, case, x, x, where=where, **numbers)
+            np.testing.assert_array_equal(x, y)
+        return
+    shape = x.shape[:1] + x.shape[2:]
+    labels = RNG.integers(0, x.shape[1], shape).astype(np.uint8 if x.shape[1] < 128 else np.int32)
+    labels[0] = 1
+    targets = None
+    if case.verb == "target_loss" and not case.options:
+        targets = (RNG.dirichlet(np.ones(x.shape[1]), x.shape[0])).astype(x.dtype)
+    weight = RNG.uniform(0.5, 2, x.shape[1]) if case.verb == "label_loss" or case.options else None
+    scale = RNG.uniform(0.5, 2, shape)
+    scale[-1] = 0.0
+    given = {"targets": targets, "labels": None if targets is not None else labels, "weight": weight}
+    options = {"axis": 1, "where": where, "weight": weight, "reduction": "none", **numbers}
+    loss = run(library, case, x, y, where=where, scale=scale, **given, **numbers)
+    expected = xs.cross_entropy(x.astype(np.float64), labels if targets is None else targets, **options)
+    assert_close(loss.astype(np.float32), expected.astype(np.float32))
+    if y is None:
+        return
+    grad = xs.cross_entropy_grad(
+        x.astype(np.float64), labels if targets is None else targets, sample_weight=scale, **options
+    )
+    cancels = 1e-3 if case.options or targets is not None else 0.0  # T y − t
+    assert_close(y, grad, 4.0, np.broadcast_to(np.expand_dims(scale, 1), x.shape) * cancels)
+    run(library, case, x, x, where=where, scale=scale, **given, **numbers)
+    np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.verb in cuda.PRODUCTS], ids=lambda case: "-".join(map(str, case[:3]))
+)
+def test_product(library, case):
+    x = np.ascontiguousarray(np.nan_to_num(logits(case).astype(np.float64), posinf=1, neginf=-1) / 3)
+    where = RNG.random(x.shape) < 0.8 if case.options else None
+    if where is not None:
+        where[:, 0] = True
+    of_logits = xs.softmax if case.verb == "softmax_product" else xs.log_softmax
+    v = RNG.normal(size=x.shape).astype(logits(case).dtype)
+    y = of_logits(x, axis=1, where=where).astype(v.dtype)
+    y, v = (aligned(a) for a in (y, v))
+    found = aligned(np.zeros_like(y))
+    run(library, case, y, found, targets=v, where=where)
+    verb = xs.softmax_vjp if case.verb == "softmax_product" else getattr(xs, case.verb)
+    wide_y, wide_v = y.astype(np.float64), v.astype(np.float64)
+    p = wide_y if case.verb == "softmax_product" else np.exp(wide_y)
+    hidden = 1.0 if where is None else where
+    mean = np.sum(p * np.abs(wide_v) * hidden, axis=1, keepdims=True)
+    total = np.sum(np.abs(wide_v) * hidden, axis=1, keepdims=True)
+    scale = {
+        "softmax_product": p * (np.abs(wide_v) + mean),
+        "log_softmax_vjp": np.abs(wide_v) + p * total,
+        "log_softmax_jvp": np.abs(wide_v) + mean,
+    }[case.verb]
+    assert_close(found, verb(wide_y, wide_v, axis=1, where=where), 2.0, scale)
+    run(library, case, y, v, targets=v, where=where)
+    np.testing.assert_array_equal(v, found)
+
+
+def test_labels_out_of_range(library):
+    case = next(case for case in CASES if case.verb == "label_loss" and case.shape == (9, 33))
+    x = logits(case)
+    labels = RNG.integers(0, 33, 9)
+    labels[6:] = [-1, 33, -100]
+    y = np.empty_like(x)
+    loss = run(library, case, x, y, labels=labels)
+    assert np.isnan(loss[6:]).all()
+    assert np.isnan(y[6:]).all()
+    assert np.isfinite(loss[0])
+
+
+def test_arguments_are_those_of_the_kernels(library):
+    assert library.bytes_of_arguments() == cuda.ARGUMENTS.itemsize

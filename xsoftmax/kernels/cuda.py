@@ -1,0 +1,209 @@
+"""The CUDA kernels as text, which of them a problem needs, and how they are launched; without CuPy.
+
+A kernel is a template of kernels.cu; what it is instantiated with is its name here, as NVRTC takes it. Sizes are in
+elements unless they are called bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+_FOLDER = Path(__file__).parent
+_INCLUDE = re.compile(r'^#include "(.+)"\n', re.MULTILINE)
+
+OPTIONS = ("--std=c++17",)  # CuPy adds the architecture and -ftz=true
+ELEMENTS = {"float16": "xsoftmax::Half", "bfloat16": "xsoftmax::Brain", "float32": "float", "float64": "double"}
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+LOSSES = ("label_loss", "target_loss")
+PRODUCTS = ("softmax_product", "log_softmax_vjp", "log_softmax_jvp")
+
+_PLACE = np.dtype([("data", "u8"), ("outer", "i8"), ("inner", "i8"), ("step", "i8")])
+ARGUMENTS = np.dtype(  # `Arguments` in view.cuh
+    [
+        *((name, "i8") for name in ("rows", "inner_rows", "classes")),
+        *((name, _PLACE) for name in ("x", "y", "targets", "where")),
+        *((name, "u8") for name in ("labels", "weight", "zeta", "scale", "value", "pieces")),
+        *((name, "f8") for name in ("softcap", "temperature", "smoothing")),
+        *((name, "i4") for name in ("label_kind", "zeta_step", "scale_step", "slices")),
+    ]
+)
+_PIECE_NUMBERS = 15  # `piece_numbers` in kernels.cu
+
+_VECTOR_BYTES = 16
+_WARP = 32
+_STREAMED_BYTES = 8 << 10  # a row that is only read takes a warp up to here, then a block
+_BLOCK = 256
+_RESIDENT = 16  # elements of a thread in registers
+_RESIDENT_THREADS = 512
+_SHARED_THREADS = 512
+_SHARED_BYTES = 110 << 10  # so that two blocks share a multiprocessor of compute capability 9.0
+_CLUSTERS = (2, 4, 8)
+_COLUMN_THREADS, _COLUMN_CHUNKS = 8, (1, 4, 16)
+_SLICE_BYTES = 32 << 10
+
+
+@cache
+def source() -> str:
+    """One text, without includes of its own or of NVIDIA's."""
+    return _expanded("kernels.cu")
+
+
+def _expanded(name: str) -> str:
+    return _INCLUDE.sub(lambda include: _expanded(include[1]), (_FOLDER / name).read_text("utf-8"))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What the kernels are instantiated for: `options` as in view.cuh, `targets` a dtype."""
+
+    arithmetic: str
+    dtype: str
+    verb: str
+    options: bool = False
+    targets: str | None = None
+
+    @property
+    def name(self) -> str:
+        t = ELEMENTS[self.dtype]
+        u = t if self.targets is None else ELEMENTS[self.targets]
+        options = str(self.options).lower()
+        return f"xsoftmax::Problem<xsoftmax::{self.arithmetic}, {t}, {u}, xsoftmax::{self.verb}, {options}>"
+
+    @property
+    def real_bytes(self) -> int:
+        return 8 if self.arithmetic in ("Float64", "Float32Wide", "Float32Transformed") else 4
+
+
+def arithmetic(dtype: str, verb: str, *, options: bool, fast_float64: bool) -> str:
+    """A loss of 16-bit logits is float32, so it takes more than they do; options make float64 of float32 logits."""
+    if dtype == "float64":
+        return "Float64"
+    if dtype == "float32" and fast_float64:
+        return "Float32Transformed" if options else "Float32Wide"
+    if dtype == "float32":
+        return "Float32Pairs"
+    return "Float32Pairs" if verb in LOSSES else "Float16"
+
+
+class Device(NamedTuple):
+    """What a launch depends on."""
+
+    multiprocessors: int
+    shared_bytes: int  # of a block at most, where asked for
+    clusters: bool
+
+
+class Launch(NamedTuple):
+    """Kernels in their order, each with the same threads; `blocks_per_row` of one row or `rows_per_block` of one block.
+
+    The blocks of a row in `slices` are as many, and each needs its `piece_bytes` of a workspace.
+    """
+
+    kernels: tuple[str, ...]
+    threads: int
+    rows_per_block: int = 1
+    blocks_per_row: int = 1
+    shared_bytes: int = 0
+    slices: int = 0
+    piece_bytes: int = 0
+
+
+def launch(
+    problem: Problem, rows: int, classes: int, device: Device, *, aligned: bool, across: bool, writes: bool
+) -> Launch:
+    """How a problem is launched.
+
+    `aligned`: every row starts at a multiple of 16 bytes. `across`: classes are not side by side. `writes`: there is a
+    result for each class.
+    """
+    item = ITEM_BYTES[problem.dtype]
+    n = _VECTOR_BYTES // item if aligned and not problem.options else 1
+    if problem.verb in PRODUCTS:
+        return _product(problem, classes, n, across)
+    if across:
+        return _across(problem, classes, writes)
+    row_bytes = classes * item
+    if row_bytes >= 2 * _SLICE_BYTES and 2 * rows < device.multiprocessors:
+        return _sliced(problem, rows, row_bytes, n, device)
+    if not writes:
+        lanes = min(_WARP, _power_of_two(-(-classes // (4 * n))))
+        return _swept(problem, lanes if row_bytes <= _STREAMED_BYTES else _BLOCK, n)
+    return _resident(problem, classes, n) or _shared(problem, row_bytes, n, device) or _swept(problem, _BLOCK, n)
+
+
+def _across(problem: Problem, classes: int, writes: bool) -> Launch:
+    team, threads = f"xsoftmax::Columns<{_COLUMN_THREADS}>", _WARP * _COLUMN_THREADS
+    fitting = [chunks for chunks in _COLUMN_CHUNKS if classes <= chunks * _COLUMN_THREADS]
+    if writes and fitting:
+        return Launch((_name("resident", problem, team, 1, fitting[0]),), threads, rows_per_block=_WARP)
+    return Launch((_name("swept", problem, team, 1),), threads, rows_per_block=_WARP)
+
+
+def _product(problem: Problem, classes: int, n: int, across: bool) -> Launch:
+    """Two arrays are kept, so half as much of each."""
+    lanes = _COLUMN_THREADS if across else max(1, _power_of_two(-(-2 * classes // _RESIDENT)))
+    team, threads, together = _team(min(lanes, _RESIDENT_THREADS))
+    if across:
+        team, threads, together = f"xsoftmax::Columns<{_COLUMN_THREADS}>", _WARP * _COLUMN_THREADS, _WARP
+    chunks = _power_of_two(-(-classes // (lanes * n)))
+    if lanes > _RESIDENT_THREADS or chunks * n > _RESIDENT // 2:
+        return Launch((_name("product_swept", problem, team, n),), threads, rows_per_block=together)
+    return Launch((_name("product_resident", problem, team, n, chunks),), threads, rows_per_block=together)
+
+
+def _sliced(problem: Problem, rows: int, row_bytes: int, n: int, device: Device) -> Launch:
+    slices = max(1, min(4 * device.multiprocessors // rows, row_bytes // _SLICE_BYTES))
+    kernels = (_name("piece", problem, _BLOCK, n), _name("joined", problem, _BLOCK, n))
+    return Launch(
+        kernels, _BLOCK, blocks_per_row=slices, slices=slices, piece_bytes=_PIECE_NUMBERS * problem.real_bytes
+    )
+
+
+def _swept(problem: Problem, lanes: int, n: int) -> Launch:
+    team, threads, together = _team(lanes)
+    return Launch((_name("swept", problem, team, n),), threads, rows_per_block=together)
+
+
+def _resident(problem: Problem, classes: int, n: int) -> Launch | None:
+    lanes = _power_of_two(-(-classes // _RESIDENT))
+    if lanes > _RESIDENT_THREADS:
+        return None
+    # whole vectors, and no more lanes than vectors
+    lanes = max(lanes, min(_WARP, _power_of_two(-(-classes // (4 * n)))))
+    chunks = _power_of_two(-(-classes // (lanes * n)))
+    team, threads, together = _team(lanes)
+    return Launch((_name("resident", problem, team, n, chunks),), threads, rows_per_block=together)
+
+
+def _shared(problem: Problem, row_bytes: int, n: int, device: Device) -> Launch | None:
+    vectors = -(-row_bytes // (n * ITEM_BYTES[problem.dtype]))
+    for blocks in (1, *(_CLUSTERS if device.clusters else ())):
+        each = -(-vectors // (blocks * _SHARED_THREADS)) * _SHARED_THREADS * n * ITEM_BYTES[problem.dtype]
+        if each <= min(_SHARED_BYTES, device.shared_bytes):
+            name = _name("shared", problem, _SHARED_THREADS, n)
+            if blocks > 1:
+                name = _name("clustered", problem, blocks, _SHARED_THREADS, n)
+            return Launch((name,), _SHARED_THREADS, blocks_per_row=blocks, shared_bytes=each)
+    return None
+
+
+def _team(lanes: int) -> tuple[str, int, int]:
+    """Its name, its threads in a block, and its rows."""
+    if lanes <= _WARP:
+        return f"xsoftmax::Lanes<{lanes}>", 128, 128 // lanes
+    return f"xsoftmax::Block<{lanes}>", lanes, 1
+
+
+def _name(kernel: str, problem: Problem, *parameters: str | int) -> str:
+    return f"xsoftmax::{kernel}<{', '.join(map(str, (problem.name, *parameters)))}>"
+
+
+def _power_of_two(n: int) -> int:
+    """The least that is no smaller."""
+    return 1 << max(0, n - 1).bit_length()
