@@ -27,7 +27,7 @@ def _kernels():
 
 def rows(classes, dtype=np.float32):
     """Moderate rows among ones that need a shift, digits below the maximum, or have no result."""
-    x = (RNG.normal(size=(37, classes)) * 3).astype(dtype)
+    x = (np.random.default_rng([5, classes]).normal(size=(37, classes)) * 3).astype(dtype)
     x[1] -= 1000
     x[3] += 700
     x[5, -1] = 60  # the rest is a share of 1e-26

@@ -16,9 +16,9 @@ from ..threads import get_num_threads
 from ._numpy_rows import READ, Operations, quick_result
 
 _WIDEST = 1 << 16  # classes of rows that are worked across: a tile is 8 rows wide
+_WIDEST_HALF = 1 << 10  # the same, of half precision: 64 rows of float32 in 256 KiB
 _EACH = 8  # blocks of a thread
 _LEAST = 1 << 18  # elements of one
-_WIDEST_HALF = 1 << 10  # the same, of half precision: 64 rows of float32 in 256 KiB
 _PIECE = 4096  # elements that are worth a call
 _CODES = {"softmax": 0, "log_softmax": 1, "logsumexp": 2}  # numbers reach a kernel in less time than strings
 _PRODUCT_CODES = {"softmax_product": 0, "log_softmax_jvp": 1, "log_softmax_vjp": 2}

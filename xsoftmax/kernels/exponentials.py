@@ -36,6 +36,12 @@ def largest(x: Any, size: int) -> Any:
 
 
 @jit(**EXACT)
+def _plainly(like: Any) -> int:
+    """Classes whose terms are added without compensation."""
+    return BLOCK if item(like) == 4 else _EXACT_BLOCK
+
+
+@jit(**EXACT)
 def shift(m: float, like: Any) -> tuple[float, int]:
     """c and k; for float32, whose results end at exp(−104), float64 has room enough without k."""
     if item(like) == 4:
@@ -168,7 +174,7 @@ def at_once(x: int, x_type: Any, classes: int, m: Any, w: Any, keep: bool, to: i
     """
     end = classes // LANES * LANES
     s, rest, top = 0.0, 0.0, m
-    block = BLOCK if item(x_type) == 4 else _EXACT_BLOCK
+    block = _plainly(x_type)
     for start in range(0, end, block):
         offset = start * item(x_type)
         at = x + offset + _AHEAD if classes >= _LONG else 0
@@ -222,7 +228,7 @@ def exactly(
     c, k = shift(m, row[0])
     wm = exp(m - c, k, row[0])
     q, rest, ties = 0.0, 0.0, 0.0
-    step = _EXACT_BLOCK if item(x_type) == 8 else BLOCK
+    step = _plainly(x_type)
     for start in range(0, end, step):
         size, into = min(step, end - start), pointer(w + 8 * start if keep else w, np.float64)
         block = pointer(x + start * item(x_type), x_type)

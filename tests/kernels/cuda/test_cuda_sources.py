@@ -64,37 +64,37 @@ def instantiations(arithmetic, *, clusters):
 
 class Compiler:
     def __init__(self):
-        self.library = ctypes.CDLL(NVRTC)
+        self.nvrtc = ctypes.CDLL(NVRTC)
 
     def check(self, status):
         assert status == 0, f"NVRTC: status {status}"
 
     def text(self, program, what):
         size = ctypes.c_size_t()
-        self.check(getattr(self.library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+        self.check(getattr(self.nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
         buffer = ctypes.create_string_buffer(size.value)
-        self.check(getattr(self.library, f"nvrtcGet{what}")(program, buffer))
+        self.check(getattr(self.nvrtc, f"nvrtcGet{what}")(program, buffer))
         return buffer.value.decode()
 
     def ptx(self, names, architecture):
         """PTX, and the mangled name of each kernel."""
         program = ctypes.c_void_p()
         arguments = (cuda.source().encode(), b"xsoftmax.cu", 0, None, None)
-        self.check(self.library.nvrtcCreateProgram(ctypes.byref(program), *arguments))
+        self.check(self.nvrtc.nvrtcCreateProgram(ctypes.byref(program), *arguments))
         for name in names:
-            self.check(self.library.nvrtcAddNameExpression(program, name.encode()))
+            self.check(self.nvrtc.nvrtcAddNameExpression(program, name.encode()))
         options = [f"-arch=compute_{architecture}", *cuda.OPTIONS, "-ftz=true"]
         array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-        status = self.library.nvrtcCompileProgram(program, len(options), array)
+        status = self.nvrtc.nvrtcCompileProgram(program, len(options), array)
         assert status == 0, self.text(program, "ProgramLog")
         assert not re.sub("nvrtc: warning: Architectures prior to .*", "", self.text(program, "ProgramLog")).strip()
         mangled = {}
         for name in names:
             pointer = ctypes.c_char_p()
-            self.check(self.library.nvrtcGetLoweredName(program, name.encode(), ctypes.byref(pointer)))
+            self.check(self.nvrtc.nvrtcGetLoweredName(program, name.encode(), ctypes.byref(pointer)))
             mangled[pointer.value.decode()] = name
         text = self.text(program, "PTX")
-        self.check(self.library.nvrtcDestroyProgram(ctypes.byref(program)))
+        self.check(self.nvrtc.nvrtcDestroyProgram(ctypes.byref(program)))
         return text, mangled
 
 
