@@ -173,6 +173,8 @@ def test_empty_batch(xb):
 def test_empty_class_axis(xb):
     if xb.name == "marray":
         pytest.skip("marray masks the sum of nothing")
+    if xb.name == "mlx":
+        pytest.skip("mlx 0.32 on the CPU waits for ever for sums over no classes, in 3 of 20 runs")
     x = put(xb, np.empty((2, 0)))
     assert xb.to_numpy(xs.softmax(x)).shape == (2, 0)
     assert xb.to_numpy(xs.log_softmax(x)).shape == (2, 0)
