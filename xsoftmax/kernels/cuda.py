@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ ELEMENTS = {"float16": "xsoftmax::Half", "bfloat16": "xsoftmax::Brain", "float32
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 LOSSES = ("label_loss", "target_loss")
 PRODUCTS = ("softmax_product", "log_softmax_vjp", "log_softmax_jvp")
+Memory = Literal["aligned", "packed", "alike", "apart", "across"]
 
 _PLACE = np.dtype([("data", "u8"), ("outer", "i8"), ("inner", "i8"), ("step", "i8")])
 ARGUMENTS = np.dtype(  # `Arguments` in view.cuh
@@ -114,16 +115,21 @@ class Launch(NamedTuple):
     piece_bytes: int = 0
 
 
-def launch(
-    problem: Problem, rows: int, classes: int, device: Device, *, aligned: bool, across: bool, writes: bool
-) -> Launch:
-    """How a problem is launched.
+def launch(problem: Problem, rows: int, classes: int, device: Device, *, memory: Memory, writes: bool) -> Launch:
+    """How a problem is launched; `writes`: there is a result for each class.
 
-    `aligned`: every row starts at a multiple of 16 bytes. `across`: classes are not side by side. `writes`: there is a
-    result for each class.
+    `memory` tells how the arrays that have classes lie (x, y, targets of a loss, vector of a product):
+
+    - "aligned": classes side by side, every row of each array starts at a multiple of 16 bytes;
+    - "packed": classes side by side, rows follow each other without gaps, each array starts at a multiple of 16 bytes,
+      and all have the same itemsize;
+    - "alike": classes side by side, all arrays have the same itemsize, and where a row starts leaves the same remainder
+      modulo 16 bytes in each;
+    - "apart": classes side by side, anything else;
+    - "across": classes are not side by side in some array.
     """
-    item = ITEM_BYTES[problem.dtype]
-    n = _VECTOR_BYTES // item if aligned and not problem.options else 1
+    item, across = ITEM_BYTES[problem.dtype], memory == "across"
+    n = _VECTOR_BYTES // item if memory == "aligned" and not problem.options else 1
     if problem.verb in PRODUCTS:
         return _product(problem, classes, n, across)
     if across:

@@ -47,10 +47,8 @@ class Case(NamedTuple):
     def launch(self):
         rows = self.shape[0] * (self.shape[2] if len(self.shape) == 3 else 1)
         aligned = (self.shape[1] + self.padding) * cuda.ITEM_BYTES[self.dtype] % 16 == 0
-        across = len(self.shape) == 3
-        return cuda.launch(
-            self.problem, rows, self.shape[1], self.device, aligned=aligned, across=across, writes=self.writes
-        )
+        memory = "across" if len(self.shape) == 3 else "aligned" if aligned else "packed"
+        return cuda.launch(self.problem, rows, self.shape[1], self.device, memory=memory, writes=self.writes)
 
 
 def cases():

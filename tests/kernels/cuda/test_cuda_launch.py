@@ -15,11 +15,11 @@ LENGTHS = sorted(
 )
 
 
-def launched(dtype, classes, rows=1 << 16, device=H200, *, verb="softmax", writes=True, across=False, aligned=None):
-    options = across
+def launched(dtype, classes, rows=1 << 16, device=H200, *, verb="softmax", writes=True, memory=None):
+    options = memory == "across"
     problem = cuda.Problem(cuda.arithmetic(dtype, verb, options=options, fast_float64=True), dtype, verb, options)
-    aligned = classes * cuda.ITEM_BYTES[dtype] % 16 == 0 if aligned is None else aligned
-    return cuda.launch(problem, rows, classes, device, aligned=aligned, across=across, writes=writes)
+    memory = memory or ("packed" if classes * cuda.ITEM_BYTES[dtype] % 16 else "aligned")
+    return cuda.launch(problem, rows, classes, device, memory=memory, writes=writes)
 
 
 @pytest.mark.parametrize("device", [H200, OLDER], ids=["H200", "older"])
@@ -59,10 +59,10 @@ def test_a_kernel_for_every_length(dtype, classes, kernel):
 
 
 @pytest.mark.parametrize("verb", cuda.PRODUCTS)
-@pytest.mark.parametrize("across", [False, True])
-def test_products_fit(verb, across):
+@pytest.mark.parametrize("memory", [None, "across"])
+def test_products_fit(verb, memory):
     for classes in LENGTHS:
-        name = launched("float32", classes, verb=verb, across=across).kernels[0]
+        name = launched("float32", classes, verb=verb, memory=memory).kernels[0]
         if "resident" in name:
             lanes, n, chunks = map(int, re.search(r"<(\d+)>, (\d+), (\d+)>$", name).groups())
             assert lanes * n * chunks >= classes
@@ -77,8 +77,8 @@ def test_few_rows_are_cut():
 
 
 def test_classes_that_are_not_side_by_side():
-    assert "Columns" in launched("float32", 21, across=True).kernels[0]
-    assert "swept" in launched("float32", 1000, across=True).kernels[0]
+    assert "Columns" in launched("float32", 21, memory="across").kernels[0]
+    assert "swept" in launched("float32", 1000, memory="across").kernels[0]
 
 
 def test_what_is_only_read_needs_no_room():

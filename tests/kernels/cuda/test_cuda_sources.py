@@ -44,9 +44,9 @@ def kernels(problem, *, sizes, clusters):
     device = DEVICE._replace(clusters=clusters)
     writes = (False,) if problem.verb == "logsumexp" else (True, False) if problem.verb in cuda.LOSSES else (True,)
     names = {}
-    for classes, rows, aligned, write in itertools.product(sizes, (8, 1 << 16), (True, False), writes):
-        across = problem.options and aligned
-        found = cuda.launch(problem, rows, classes, device, aligned=aligned, across=across, writes=write)
+    layouts = ("apart", "across") if problem.options else ("aligned", "apart")
+    for classes, rows, memory, write in itertools.product(sizes, (8, 1 << 16), layouts, writes):
+        found = cuda.launch(problem, rows, classes, device, memory=memory, writes=write)
         names.update(dict.fromkeys(found.kernels))
     return list(names)
 
