@@ -43,6 +43,8 @@ def container_of(x: Any, library: str) -> str:
 
         if torch.compiler.is_compiling():
             return "compiled"
+        if x.device.type != "cpu":
+            return f"{x.device.type}.{type(x).__name__}"
     return type(x).__name__
 
 

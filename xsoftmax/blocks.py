@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from .strides import runs
 from .threads import each
 
 Array = Any
@@ -23,16 +24,16 @@ def views(arrays: Sequence[Array | None], axes: tuple[int, ...]) -> list[list[Ar
     if axes != (-1,):
         arrays = [None if a is None else a.transpose(*others, *axes) for a in arrays]
         (first, *_) = given = [a for a in arrays if a is not None]
-    if len(axes) > 1 and len(_runs(given, len(others), first.ndim)) > 1:
+    if len(axes) > 1 and len(_runs(given, range(len(others), first.ndim))) > 1:
         return None
     return list(_split(arrays, len(others)))
 
 
 def _split(arrays: Sequence[Array | None], others: int) -> Iterator[list[Array | None]]:
     (first, *_) = given = [a for a in arrays if a is not None]
-    runs = _runs(given, 0, others)
-    if len(runs) <= 2:
-        sizes = [math.prod(first.shape[axis] for axis in run) for run in runs]
+    found = _runs(given, range(others))
+    if len(found) <= 2:
+        sizes = [math.prod(first.shape[axis] for axis in run) for run in found]
         shape = (*(1,) * (2 - len(sizes)), *sizes, math.prod(first.shape[others:]))
         yield [None if a is None else a.reshape(shape) for a in arrays]
         return
@@ -40,21 +41,8 @@ def _split(arrays: Sequence[Array | None], others: int) -> Iterator[list[Array |
         yield from _split([None if a is None else a[i] for a in arrays], others - 1)
 
 
-def _runs(arrays: Sequence[Array], start: int, stop: int) -> list[list[int]]:
-    """Runs of axes that each array walks with one stride."""
-    shape = arrays[0].shape
-    runs: list[list[int]] = []
-    walked = None  # the last axis that takes a step
-    for axis in range(start, stop):
-        if shape[axis] == 1 and runs:
-            runs[-1].append(axis)
-            continue
-        if runs and (walked is None or all(a.strides[walked] == a.strides[axis] * shape[axis] for a in arrays)):
-            runs[-1].append(axis)
-        else:
-            runs.append([axis])
-        walked = axis if shape[axis] > 1 else None
-    return runs
+def _runs(arrays: Sequence[Array], axes: Sequence[int]) -> list[list[int]]:
+    return runs(arrays[0].shape, [a.strides for a in arrays], axes)
 
 
 def cut(outer: int, inner: int, classes: int, elements: int = ELEMENTS) -> list[Block]:

@@ -93,6 +93,24 @@ def together(verb: Any, given: Any, /, *options: Any) -> Any:
     return run("together", given.problem, given, verb, *options, xp=given.xp)
 
 
+def aside(operation: str, problem: Problem, /, *args: Any) -> Any:
+    """What an implementation has of its own for the work around the operations; None: the formulas are to do it."""
+    if _record.get() is not None or (function := _own(operation, problem, forced())) is None:
+        return None
+    return function(problem, *args)
+
+
+@lru_cache(maxsize=4096)
+def _own(operation: str, problem: Problem, choice: str | None) -> Any:
+    entries = [entry for entry in candidates(problem.library) if not entry.derivatives]
+    if choice in [entry.name for entry in entries]:
+        entries = [entry for entry in entries if entry.name == choice]
+    else:
+        entries = [entry for entry in entries if not entry.off]
+    names = [entry.name for entry in entries if not reasons(entry.name, operation, problem)]
+    return getattr(_module(names[0]), operation) if names else None
+
+
 def _run(
     choice: str | None,
     operation: str,
@@ -130,7 +148,7 @@ def _chosen(operation: str, problem: Problem, choice: str | None, after: str | N
         if why := reasons(choice, operation, problem):
             raise ValueError(f"{problem.verb}: implementation {choice} was asked for but refuses: {'; '.join(why)}")
         return choice
-    return next(entry.name for entry in entries if not reasons(entry.name, operation, problem))
+    return next(entry.name for entry in entries if not (entry.off or reasons(entry.name, operation, problem)))
 
 
 def binds(choice: str | None, operation: str, problem: Problem) -> bool:

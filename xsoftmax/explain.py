@@ -90,6 +90,7 @@ def explain(verb: Any, /, *arrays: Any, **options: Any) -> Explanation:
         if entry.derivatives:
             derivatives = derivatives if why else entry.name
         elif not bound or choice == entry.name:
+            why = why or ((entry.off,) if entry.off and not bound else ())
             if not why:
                 return Explanation(name, operation, problem, entry.name, refused, derivatives)
             refused[entry.name] = why

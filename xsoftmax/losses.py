@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import checks
-from .arrays import cast, rounded
+from .arrays import cast
 from .choose import quick, together
 from .functions import reduced, scalar, untouched, written
-from .problem import Array, Given, GivenLoss, loss_dtype, on_arrays, on_loss
+from .problem import Array, Given, GivenLoss, on_arrays, on_loss
 from .reductions import Weighing, reduce_rows, weigh
 
 __all__ = [
@@ -560,5 +560,4 @@ def _no_rows(given: GivenLoss) -> tuple[Array, Array]:
 
 def _loss(rows: Array, w: Weighing, given: GivenLoss) -> Array:
     p, xp = given.problem, given.xp
-    loss = reduce_rows(rows, w, p.axes[0], xp=xp)
-    return scalar(rounded(loss, loss_dtype(p.dtype), xp), xp)
+    return scalar(reduce_rows(p, rows, w, xp=xp), xp)

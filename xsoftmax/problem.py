@@ -240,7 +240,10 @@ def _broadcast(x: Array, b: Array, xp: Any) -> tuple[Array, Array]:
 
 def _widened(labels: Array, xp: Any, device: Any) -> Array:
     """Labels in the widest signed dtype; an unsigned one that doesn't fit stays out of range, and no ignored label."""
-    wide = xp.astype(labels, index_dtype(xp, device))
+    widest = index_dtype(xp, device)
+    if labels.dtype == widest:
+        return labels
+    wide = xp.astype(labels, widest)
     if not dtype_name(labels).startswith("uint"):
         return wide
     return xp.where(wide < 0, xp.full_like(wide, xp.iinfo(wide.dtype).max), wide)

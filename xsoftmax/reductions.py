@@ -6,8 +6,9 @@ import math
 from typing import Any, NamedTuple
 
 from . import checks, formulas
-from .arrays import class_indices, is_lazy, with_axis
-from .problem import Array, GivenLoss, Rows
+from .arrays import class_indices, is_lazy, rounded, with_axis
+from .choose import aside
+from .problem import Array, GivenLoss, Problem, Rows, loss_dtype
 
 
 class Weighing(NamedTuple):
@@ -28,6 +29,9 @@ def weigh(given: GivenLoss, reduction: str) -> Weighing:
     mean of probabilities: w_i = s_i. Rows that are ignored or have s_i = 0 are absent; a label out of range makes nan.
     """
     p, xp, s = given.problem, given.xp, given.sample_weight
+    if (own := aside("weigh", p, given, reduction)) is not None:
+        targets, rows, absent, divisor = own
+        return Weighing(reduction, targets, rows, s, absent, divisor)
     absent, bad, label = None if s is None else s == 0.0, None, None
     targets = given.targets
     if p.labels:
@@ -56,8 +60,15 @@ def weigh(given: GivenLoss, reduction: str) -> Weighing:
     return Weighing(reduction, targets, Rows(given.where, given.weight, scale, zeta), s, absent, divisor)
 
 
-def reduce_rows(loss: Array, w: Weighing, axis: int, *, xp: Any) -> Array:
+def reduce_rows(p: Problem, loss: Array, w: Weighing, *, xp: Any) -> Array:
     """Σ s_i L_i, divided for the mean; nan for the mean of nothing."""
+    dtype = loss_dtype(p.dtype)
+    if (own := aside("reduce_rows", p, loss, w, dtype)) is not None:
+        return own
+    return rounded(_reduced(loss, w, p.axes[0], xp=xp), dtype, xp)
+
+
+def _reduced(loss: Array, w: Weighing, axis: int, *, xp: Any) -> Array:
     if w.absent is not None:
         loss = xp.where(w.absent, xp.zeros_like(loss), loss)
     if w.s is not None:

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 
 import xsoftmax as xs  # noqa: E402
 from xsoftmax.implementations import torch_cpu  # noqa: E402
+from xsoftmax.implementations._torch_memory import are_plain  # noqa: E402
 
 pytestmark = pytest.mark.backend("torch")
 
@@ -77,7 +78,7 @@ def test_memory_is_shared():
     ids=["plain", "transposed", "records", "bfloat16", "negated", "meta", "zero"],
 )
 def test_plain(tensor, plain):
-    assert torch_cpu._are_plain((tensor, None, 1.0)) == plain
+    assert are_plain("cpu", tensor, None, 1.0) == plain
 
 
 def test_labels_out_of_range_under_a_transform():

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..problem import Array, Problem, Rows
+from ._torch_memory import are_plain
 
 
 def refuses(problem: Problem) -> list[str]:
@@ -25,7 +26,7 @@ def refuses(problem: Problem) -> list[str]:
 
 def _as_numpy(operation: str) -> Callable[..., Any]:
     def run_as_numpy(p: Problem, *arrays: Any, xp: Any, run: Any) -> Any:
-        if not _are_plain(arrays):
+        if not are_plain("cpu", *arrays):
             return run(operation, p, *arrays, xp=xp, after="torch_cpu")
         return _to_torch(run(operation, _of_numpy(p), *map(_to_numpy, arrays), xp=array_api_compat.numpy))
 
@@ -34,7 +35,7 @@ def _as_numpy(operation: str) -> Callable[..., Any]:
 
 def _as_numpy_into(operation: str) -> Callable[..., Any]:
     def run_as_numpy(p: Problem, *arrays: Any, xp: Any, run: Any, out: Array | None = None) -> Any:
-        if not _are_plain((*arrays, out)):
+        if not are_plain("cpu", *arrays, out):
             return run(operation, p, *arrays, xp=xp, after="torch_cpu")
         into = _to_numpy(out)
         result = run(operation, _of_numpy(p), *map(_to_numpy, arrays), xp=array_api_compat.numpy, out=into)
@@ -60,7 +61,7 @@ def cross_entropy(
     p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any, out: Array | None = None
 ) -> Any:
     """Labels that were not looked at, under a transform, may be no class: the formulas have nan for these."""
-    if p.labels and _are_plain((x, targets)) and targets.numel():
+    if p.labels and are_plain("cpu", x, targets) and targets.numel():
         least, most = torch.aminmax(targets)
         if least < 0 or most >= x.shape[p.axes[0]]:
             return run("cross_entropy", p, x, targets, rows, xp=xp, after="torch_cpu")
@@ -69,28 +70,6 @@ def cross_entropy(
 
 def _of_numpy(p: Problem) -> Problem:
     return replace(p, library="numpy", container="ndarray")
-
-
-def _are_plain(values: Any) -> bool:
-    """Whether every tensor is memory of this process, and nothing traces or wraps it."""
-    return all(map(_is_plain, values))
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Rows):
-        return _are_plain(value)
-    if not isinstance(value, torch.Tensor):
-        return True
-    keys = torch._C._dispatch_keys(value).raw_repr()
-    return keys in _plain_keys() and not (torch.is_grad_enabled() and value.requires_grad)
-
-
-@lru_cache(maxsize=1)
-def _plain_keys() -> frozenset[int]:
-    """How PyTorch dispatches plain memory, in inference mode too: nothing batched, wrapped, negated or zero."""
-    with torch.inference_mode():
-        inference = torch.empty(0, device="cpu")
-    return frozenset(torch._C._dispatch_keys(tensor).raw_repr() for tensor in (torch.empty(0, device="cpu"), inference))
 
 
 def _to_numpy(value: Any) -> Any:

@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 _FOLDER = Path(__file__).parent
 _INCLUDE = re.compile(r'^#include "(.+)"\n', re.MULTILINE)
 
@@ -24,16 +22,6 @@ LOSSES = ("label_loss", "target_loss")
 PRODUCTS = ("softmax_product", "log_softmax_vjp", "log_softmax_jvp")
 Memory = Literal["aligned", "packed", "alike", "apart", "across"]
 
-_PLACE = np.dtype([("data", "u8"), ("outer", "i8"), ("inner", "i8"), ("step", "i8")])
-ARGUMENTS = np.dtype(  # `Arguments` in view.cuh
-    [
-        *((name, "i8") for name in ("rows", "inner_rows", "classes")),
-        *((name, _PLACE) for name in ("x", "y", "targets", "where")),
-        *((name, "u8") for name in ("labels", "weight", "zeta", "scale", "value", "pieces")),
-        *((name, "f8") for name in ("softcap", "temperature", "smoothing")),
-        *((name, "i4") for name in ("label_kind", "zeta_step", "scale_step", "slices")),
-    ]
-)
 _PIECE_NUMBERS = 15  # `piece_numbers` in kernels.cu
 
 _VECTOR_BYTES = 16
@@ -81,15 +69,19 @@ class Problem:
         return 8 if self.arithmetic in ("Float64", "Float32Wide", "Float32Transformed") else 4
 
 
-def arithmetic(dtype: str, verb: str, *, options: bool, fast_float64: bool) -> str:
-    """A loss of 16-bit logits is float32, so it takes more than they do; options make float64 of float32 logits."""
+def arithmetic(
+    dtype: str, verb: str, *, transformed: bool = False, targets: str | None = None, fast_float64: bool
+) -> str:
+    """A loss of 16-bit logits is float32, so it takes more than they do; `transformed` logits, or targets, are of float64."""
     if dtype == "float64":
         return "Float64"
     if dtype == "float32" and fast_float64:
-        return "Float32Transformed" if options else "Float32Wide"
+        return "Float32Transformed" if transformed else "Float32Wide"
     if dtype == "float32":
         return "Float32Pairs"
-    return "Float32Pairs" if verb in LOSSES else "Float16"
+    if verb not in LOSSES:
+        return "Float16"
+    return "Float32Transformed" if fast_float64 and (transformed or targets == "float64") else "Float32Pairs"
 
 
 class Device(NamedTuple):
@@ -98,6 +90,7 @@ class Device(NamedTuple):
     multiprocessors: int
     shared_bytes: int  # of a block at most, where asked for
     clusters: bool
+    fast_float64: bool = True  # at half the rate of float32
 
 
 class Launch(NamedTuple):

@@ -7,6 +7,7 @@
 #include "view.cuh"
 #include "results.cuh"
 #include "products.cuh"
+#include "weighing.cuh"
 
 namespace xsoftmax {
 

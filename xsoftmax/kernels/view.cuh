@@ -11,7 +11,8 @@ struct Place {
     Int64 outer, inner, step;
 };
 
-// An address 0 stands for an array that is not there. zeta and scale are of each row, or with step 0 of all.
+// An address 0 stands for an array that is not there. zeta and scale are of each row, or with step 0 of all; z_loss and
+// factor stand for them where they are numbers.
 struct Arguments {
     Int64 rows, inner_rows, classes;
     Place x, y, targets, where;
@@ -19,7 +20,7 @@ struct Arguments {
     const double *weight, *zeta, *scale;
     void* value;  // logsumexp in the dtype of the logits, loss in float64
     void* pieces;
-    double softcap, temperature, smoothing;  // softcap 0: none
+    double softcap, temperature, smoothing, z_loss, factor;  // softcap 0: none
     int label_kind, zeta_step, scale_step, slices;
 };
 
@@ -63,8 +64,8 @@ struct View {
 
     XS_FUNCTION bool label_exists() const { return label >= 0 && label < classes; }
     XS_FUNCTION Real at_label() const { return label_exists() ? logit(element(label), label) : Real(0); }
-    XS_FUNCTION double zeta() const { return a.zeta ? a.zeta[row * a.zeta_step] : 0.0; }
-    XS_FUNCTION double scale() const { return a.scale ? a.scale[row * a.scale_step] : 1.0; }
+    XS_FUNCTION double zeta() const { return a.zeta ? a.zeta[row * a.zeta_step] : a.z_loss; }
+    XS_FUNCTION double scale() const { return a.scale ? a.scale[row * a.scale_step] : a.factor; }
     // A label that is none makes its row nan.
     XS_FUNCTION double label_weight() const { return !label_exists() ? nan() : a.weight ? a.weight[label] : 1.0; }
 

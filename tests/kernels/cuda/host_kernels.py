@@ -1,0 +1,97 @@
+"""An implementation of NumPy's operations by the CUDA kernels, run thread by thread on the host."""
+
+import ctypes
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from xsoftmax import kernels
+from xsoftmax.implementations._cuda_rows import Operations
+from xsoftmax.implementations._cuda_weighing import Weighings
+from xsoftmax.kernels import cuda
+
+COMPILER = shutil.which("g++") if platform.machine() == "x86_64" else None
+HERE = Path(__file__).parent
+H200 = cuda.Device(multiprocessors=132, shared_bytes=227 << 10, clusters=True)
+WEIGHING = ("weigh", "count_part", "scale_part", "sum_losses", "sum_part", "join_losses")
+OPERATIONS = ("softmax", "log_softmax", "logsumexp", "cross_entropy")
+PRODUCTS = ("softmax_product", "log_softmax_vjp", "log_softmax_jvp")
+
+
+class Host:
+    """Memory of the host for that of a device; kernels that are not compiled yet are only noted."""
+
+    def __init__(self, device=H200):
+        self.on = device
+        self.kernels = {}
+        self.missing = set()
+
+    def pointer(self, x):
+        return x.__array_interface__["data"][0]
+
+    def strides(self, x):
+        return tuple(stride // x.itemsize for stride in x.strides)
+
+    def empty_like(self, x):
+        return aligned(np.empty_like(x))
+
+    def empty(self, shape, dtype, like):
+        return aligned(np.empty(shape, like.dtype if dtype == like.dtype.name else dtype))
+
+    def contiguous(self, x):
+        return np.ascontiguousarray(x)
+
+    def device(self, x):
+        return self.on
+
+    def launch(self, x, launch, blocks, arguments):
+        self.missing |= {name for name in launch.kernels if name not in self.kernels}
+        if not self.missing:
+            for name in launch.kernels:
+                record = ctypes.c_void_p(self.pointer(arguments))
+                self.kernels[name](record, blocks, launch.threads, launch.shared_bytes)
+
+    def compile(self, folder):
+        """What is missing, as one library."""
+        names, self.missing = sorted(self.missing), set()
+        library = build(names, folder)
+        self.kernels |= {name: getattr(library, f"kernel_{i}") for i, name in enumerate(names)}
+
+
+def aligned(array):
+    """The same memory order, and a start at a multiple of 16 bytes as every allocation of CuPy."""
+    if array.__array_interface__["data"][0] % 16 == 0:
+        return array
+    space = np.empty(array.nbytes + 16, np.uint8)
+    start = -space.__array_interface__["data"][0] % 16
+    return np.ndarray(array.shape, array.dtype, space, start, array.strides)
+
+
+def build(names, folder):
+    """Kernels number 0, 1, … of a library."""
+    lines = [f"KERNEL({i}, {_arguments(name)}, {cluster_of(name)}, {name})\n" for i, name in enumerate(names)]
+    (folder / "instantiations.h").write_text("".join(lines))
+    built = folder / f"kernels-{abs(hash(tuple(names)))}.so"
+    include = [argument for path in (folder, Path(kernels.__file__).parent) for argument in ("-I", path)]
+    flags = ["-std=c++17", "-O1", "-mf16c", "-ffp-contract=off", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
+    subprocess.run([COMPILER, *flags, *include, HERE / "kernels_host.cpp", "-o", built], check=True)
+    return ctypes.CDLL(str(built))
+
+
+def _arguments(name):
+    return "Weighing" if name.startswith(tuple(f"xsoftmax::{kernel}<" for kernel in WEIGHING)) else "Arguments"
+
+
+def cluster_of(name):
+    """Blocks that run together."""
+    return int(name.split(">, ")[1].split(",")[0]) if "::clustered<" in name else 1
+
+
+def implementation(name, host):
+    """What the module of an implementation has."""
+    operations, weighings = Operations(name, host), Weighings(host)
+    own = {operation: getattr(operations, operation) for operation in (*OPERATIONS, *PRODUCTS)}
+    return own | {"weigh": weighings.weigh, "reduce_rows": weighings.reduce_rows}

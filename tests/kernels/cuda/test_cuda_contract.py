@@ -1,0 +1,100 @@
+"""The operations by CUDA kernels, run on the host, keep the contract on every case."""
+
+import sys
+import types
+
+import host_kernels
+import numpy as np
+import pytest
+
+import xsoftmax as xs
+from xsoftmax import choose
+from xsoftmax.implementations import REGISTRY, Entry
+from xsoftmax.verify import DTYPES, summarise, verify
+
+pytestmark = [
+    pytest.mark.backend("numpy"),
+    pytest.mark.slow,
+    pytest.mark.skipif(host_kernels.COMPILER is None, reason="no g++ here"),
+]
+
+NAME = "host_cuda"
+LOOKED_AT = "no error, expected ValueError"  # of NumPy's labels, which a device's kernels leave as rows of nan
+VERBS = (
+    "softmax",
+    "log_softmax",
+    "logsumexp",
+    "softmax_vjp",
+    "log_softmax_vjp",
+    "log_softmax_jvp",
+    "cross_entropy",
+    "cross_entropy_and_grad",
+)
+
+
+@pytest.fixture
+def on_host(monkeypatch):
+    """The kernels as an implementation that NumPy's arrays can ask for."""
+    kernels = host_kernels.Host()
+    module = types.ModuleType(f"xsoftmax.implementations.{NAME}")
+    module.refuses = lambda problem: []
+    for operation, function in host_kernels.implementation(NAME, kernels).items():
+        setattr(module, operation, function)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(choose, "REGISTRY", (Entry(NAME, "numpy", off="only here"), *REGISTRY))
+    caches = (choose._chosen, choose._own, choose.reasons, choose._module, choose._operation)
+
+    def forget():
+        for cached in caches:
+            cached.cache_clear()
+        choose._quick.clear()
+
+    forget()
+    with xs.use_implementation(NAME):
+        yield kernels
+    forget()
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != "integer"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_contract(on_host, tmp_path, verb, dtype):
+    def found():
+        return summarise(verify(xs.backend("numpy"), verbs=[verb], dtypes=[dtype]))
+
+    with np.errstate(all="ignore"):
+        found()
+    on_host.compile(tmp_path)
+    summaries = found()
+    assert on_host.missing == set()
+    failures = [failure for summary in summaries for failure in summary.failures]
+    assert [failure for failure in failures if not failure.endswith(LOOKED_AT)] == []
+    assert sum(summary.compared for summary in summaries) > 0
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("rows", [7, 40_000])
+@pytest.mark.parametrize(
+    "options", [{}, {"weight": 1}, {"sample_weight": 1}, {"ignore_index": -100, "z_loss": 0.1, "weight": 1}]
+)
+def test_weighing(on_host, tmp_path, rows, options, reduction):
+    """As by the formulas, also for labels that are no class."""
+    rng = np.random.default_rng(rows)
+    x, labels = rng.normal(size=(rows, 5)), rng.integers(0, 5, rows)
+    labels[::3] = options.get("ignore_index", 0)
+    arrays = {"weight": rng.uniform(0.5, 2, 5), "sample_weight": rng.integers(0, 3, rows) / 2}
+    options = options | {name: arrays[name] for name in arrays if name in options} | {"reduction": reduction}
+    with np.errstate(all="ignore"):
+        xs.cross_entropy_and_grad(x, labels, **options)
+    on_host.compile(tmp_path)
+    loss, grad = xs.cross_entropy_and_grad(x, labels, **options)
+    with xs.use_implementation("array_api"):
+        expected = xs.cross_entropy_and_grad(x, labels, **options)
+    assert on_host.missing == set()
+    np.testing.assert_allclose(loss, expected.loss, rtol=1e-15)
+    np.testing.assert_allclose(grad, expected.grad, rtol=2e-15, atol=4e-16)  # where T y − t cancels
+    labels[1] = 5
+    loss, grad = xs.cross_entropy_and_grad(x, labels, **options)
+    if options.get("sample_weight", labels)[1] != 0:
+        assert np.isnan(loss if reduction != "none" else loss[1]).all()
+        assert np.isnan(grad[1]).all()
+    assert np.isfinite(np.delete(grad, 1, axis=0)).all()

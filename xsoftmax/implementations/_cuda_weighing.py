@@ -1,0 +1,101 @@
+"""Which rows of a loss count, and the sum of their losses, in one to three launches each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..arrays import dtype_name
+from ..kernels import cuda
+from ..kernels.cuda_arguments import WeighingArguments
+from ..problem import Array, Problem, Rows
+from ._cuda_rows import Library, label_kind, row_shape
+
+_THREADS = 256
+_AT_ONCE = 1 << 14  # rows of one block
+_PARTS = 512
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+@dataclass(frozen=True, slots=True)
+class Weighings:
+    """What stands around the rows of a loss; None where the formulas are as good."""
+
+    library: Library
+
+    def weigh(self, p: Problem, given: Any, reduction: str) -> tuple[Array, Rows, Array | None, Array | None] | None:
+        """Targets, row options, absent rows and divisor; a label that is no class makes nan of its row's scale."""
+        s, ignored, x = given.sample_weight, given.ignore_index, given.x
+        shape = row_shape(p, x)
+        rows = math.prod(shape)
+        if not rows or not (p.labels or s is not None):
+            return None
+        ignores = ignored is not None and ignored in _INT64
+        may_be_absent = s is not None or ignores
+        is_mean = reduction == "mean"
+        if not is_mean and not may_be_absent:
+            return given.targets, Rows(given.where, given.weight, 1.0, p.z_loss), None, None
+        pointer, empty = self.library.pointer, self.library.empty
+        labels = self.library.contiguous(given.targets) if p.labels else None
+        weights = None if s is None else self.library.contiguous(s)
+        by_label = given.weight if p.labels and is_mean else None
+        scale, numbers = empty(shape, "float64", x), empty((2,), "float64", x)
+        absent = empty(shape, "bool", x) if may_be_absent else None
+        arguments = WeighingArguments(
+            rows,
+            x.shape[p.axes[0]],
+            ignored if ignores else 0,
+            labels=0 if labels is None else pointer(labels),
+            s=0 if weights is None else pointer(weights),
+            w=0 if by_label is None else pointer(by_label),
+            scale=pointer(scale),
+            divisor=pointer(numbers),
+            zeta=pointer(numbers) + 8,
+            absent=0 if absent is None else pointer(absent),
+            z_loss=p.z_loss,
+            label_kind=0 if labels is None else label_kind(labels),
+            ignores=int(ignores),
+            is_mean=int(is_mean),
+        )
+        self._launch(x, arguments, "weigh", "count_part", "scale_part", joins_in_parts=True)
+        zeta = p.z_loss if by_label is None or not p.z_loss else numbers[1]
+        return given.targets, Rows(given.where, given.weight, scale, zeta), absent, numbers[0] if is_mean else None
+
+    def reduce_rows(self, p: Problem, loss: Array, w: Any, dtype: str) -> Array | None:
+        """The sum or mean of the losses of the rows."""
+        if w.reduction == "none" or dtype_name(loss) != "float64" or dtype not in ("float32", "float64"):
+            return None
+        pointer = self.library.pointer
+        loss, s = self.library.contiguous(loss), None if w.s is None else self.library.contiguous(w.s)
+        result = self.library.empty((), dtype, loss)
+        counted = isinstance(w.divisor, int)
+        arguments = WeighingArguments(
+            math.prod(loss.shape),
+            loss=pointer(loss),
+            s=0 if s is None else pointer(s),
+            absent=0 if w.absent is None else pointer(w.absent),
+            divisor=0 if w.divisor is None or counted else pointer(w.divisor),
+            divided_by=float(w.divisor) if counted else 0.0,
+            result=pointer(result),
+            is_mean=int(w.reduction == "mean"),
+            is_float32=int(dtype == "float32"),
+        )
+        self._launch(loss, arguments, "sum_losses", "sum_part", "join_losses", joins_in_parts=False)
+        return result
+
+    def _launch(
+        self, x: Array, a: WeighingArguments, at_once: str, part: str, joined: str, *, joins_in_parts: bool
+    ) -> None:
+        if a.rows <= _AT_ONCE:
+            self._launch_one(x, at_once, 1, a)
+            return
+        parts = min(_PARTS, -(-a.rows // (_AT_ONCE // 4)))
+        partial = self.library.empty((2 * parts,), "float64", x)
+        a = a._replace(partial=self.library.pointer(partial), parts=parts)
+        self._launch_one(x, part, parts, a)
+        self._launch_one(x, joined, parts if joins_in_parts else 1, a)
+
+    def _launch_one(self, x: Array, kernel: str, blocks: int, a: WeighingArguments) -> None:
+        launch = cuda.Launch((f"xsoftmax::{kernel}<{_THREADS}>",), _THREADS)
+        self.library.launch(x, launch, blocks, a.record())

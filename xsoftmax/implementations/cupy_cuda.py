@@ -1,0 +1,58 @@
+"""CUDA kernels on CuPy arrays: on the array's device, CuPy's current stream and its allocator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cupy
+
+from ..kernels import cuda
+from ..problem import Array, Problem
+from . import _cuda_launch
+from ._cuda_rows import Operations
+from ._cuda_weighing import Weighings
+
+
+def refuses(problem: Problem) -> list[str]:
+    if problem.container != "ndarray":
+        return [f"a {problem.container} is not plain memory"]
+    return _cuda_launch.refusals()
+
+
+class _CuPy:
+    def pointer(self, x: Array) -> int:
+        return x.data.ptr
+
+    def strides(self, x: Array) -> tuple[int, ...]:
+        item = x.itemsize
+        return tuple(stride // item for stride in x.strides)
+
+    def empty_like(self, x: Array) -> Array:
+        return cupy.empty_like(x)
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Array) -> Array:
+        return cupy.empty(shape, like.dtype if dtype == like.dtype.name else dtype)
+
+    def contiguous(self, x: Array) -> Array:
+        return cupy.ascontiguousarray(x)
+
+    def device(self, x: Array) -> cuda.Device:
+        return _cuda_launch.device(x.device.id)
+
+    def launch(self, x: Array, launch: cuda.Launch, blocks: int, arguments: Any) -> None:
+        _cuda_launch.run(x.device.id, launch, blocks, arguments)
+
+
+_library = _CuPy()
+_operations = Operations("cupy_cuda", _library)
+softmax = _operations.softmax
+log_softmax = _operations.log_softmax
+logsumexp = _operations.logsumexp
+cross_entropy = _operations.cross_entropy
+softmax_product = _operations.softmax_product
+log_softmax_vjp = _operations.log_softmax_vjp
+log_softmax_jvp = _operations.log_softmax_jvp
+
+_weighings = Weighings(_library)
+weigh = _weighings.weigh
+reduce_rows = _weighings.reduce_rows
