@@ -7,6 +7,7 @@ import sys
 import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -29,19 +30,19 @@ def registry(monkeypatch):
     """A registry with more entries: modules given as namespaces, cached choices forgotten before and after."""
 
     def forget():
-        for cached in (choose._chosen, choose.reasons, choose._module, choose._operation):
+        for cached in (choose._chosen, choose._own, choose.reasons, choose._module, choose._operation):
             cached.cache_clear()
         choose._quick.clear()
 
     def install(*entries):
         table = []
-        for name, library, operations, reasons in entries:
+        for name, library, operations, reasons, *off in entries:
             module = types.ModuleType(f"xsoftmax.implementations.{name}")
             module.refuses = lambda problem, reasons=reasons: list(reasons)
             for operation, f in operations.items():
                 setattr(module, operation, f)
             monkeypatch.setitem(sys.modules, module.__name__, module)
-            table.append(Entry(name, library))
+            table.append(Entry(name, library, off=off[0] if off else None))
         full = (*table, *implementations.REGISTRY)
         monkeypatch.setattr(choose, "REGISTRY", full)
         forget()
@@ -66,6 +67,26 @@ def test_the_first_that_takes_the_problem_runs(registry):
     registry((MINE, "numpy", {"softmax": ones}, []))
     np.testing.assert_array_equal(xs.softmax(X), 1.0)
     assert xs.explain("softmax", X).implementation == MINE
+
+
+def test_one_that_is_off_runs_only_where_asked_for(registry):
+    registry((MINE, "numpy", {"softmax": ones}, [], "untried"))
+    np.testing.assert_array_equal(xs.softmax(X).sum(axis=-1), 1.0)
+    assert xs.explain("softmax", X).refused[MINE] == ("untried",)
+    with xs.use_implementation(MINE):
+        np.testing.assert_array_equal(xs.softmax(X), 1.0)
+        assert xs.explain("softmax", X).implementation == MINE
+
+
+@pytest.mark.parametrize(
+    ("off", "asked", "own"), [(None, None, True), ("untried", None, False), ("untried", MINE, True)]
+)
+def test_work_around_the_operations(registry, off, asked, own):
+    """An implementation may weigh rows and sum their losses itself."""
+    registry((MINE, "numpy", {"reduce_rows": lambda p, loss, w, dtype: np.float64(7.0)}, [], off))
+    with xs.use_implementation(asked) if asked else nullcontext():
+        loss = xs.cross_entropy(np.zeros((2, 2)), LABELS, sample_weight=np.ones(2))
+    assert loss == (7.0 if own else pytest.approx(np.log(2)))
 
 
 def test_who_refuses_is_passed_over(registry):

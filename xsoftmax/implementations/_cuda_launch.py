@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import cupy
 from cupy.cuda import runtime
@@ -34,14 +34,19 @@ def _capability(index: int) -> int:
 
 @lru_cache(maxsize=64)
 def device(index: int) -> cuda.Device:
-    attributes = cupy.cuda.Device(index).attributes
     capability = _capability(index)
     return cuda.Device(
-        multiprocessors=attributes["MultiProcessorCount"],
-        shared_bytes=attributes["MaxSharedMemoryPerBlockOptin"],
+        multiprocessors=runtime.deviceGetAttribute(runtime.cudaDevAttrMultiProcessorCount, index),
+        shared_bytes=runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
         clusters=capability >= 90,
         fast_float64=capability in _FAST_FLOAT64,
     )
+
+
+class Stream(NamedTuple):
+    """A stream of another library, as CuPy asks for one."""
+
+    ptr: int
 
 
 def run(index: int, launch: cuda.Launch, blocks: int, arguments: Any, stream: Any = None) -> None:

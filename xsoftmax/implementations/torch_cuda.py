@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -50,15 +49,9 @@ class _Torch:
         return _launcher().device(x.device.index)
 
     def launch(self, x: Array, launch: cuda.Launch, blocks: int, arguments: Any) -> None:
-        stream = _stream(torch.cuda.current_stream(x.device).cuda_stream, x.device.index)
-        _launcher().run(x.device.index, launch, blocks, arguments, stream)
-
-
-@lru_cache(maxsize=256)
-def _stream(pointer: int, index: int) -> Any:
-    import cupy
-
-    return cupy.cuda.ExternalStream(pointer, index)
+        launcher = _launcher()
+        stream = launcher.Stream(torch.cuda.current_stream(x.device).cuda_stream)
+        launcher.run(x.device.index, launch, blocks, arguments, stream)
 
 
 _library: Library = _Torch()

@@ -72,7 +72,7 @@ class Problem:
 def arithmetic(
     dtype: str, verb: str, *, transformed: bool = False, targets: str | None = None, fast_float64: bool
 ) -> str:
-    """A loss of 16-bit logits is float32, so it takes more than they do; `transformed` logits, or targets, are of float64."""
+    """A loss of 16-bit logits is float32, so it takes more than they do; what is `transformed` is of float64."""
     if dtype == "float64":
         return "Float64"
     if dtype == "float32" and fast_float64:
