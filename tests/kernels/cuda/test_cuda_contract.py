@@ -6,6 +6,7 @@ import types
 import host_kernels
 import numpy as np
 import pytest
+from random_problems import failures
 
 import xsoftmax as xs
 from xsoftmax import choose
@@ -98,3 +99,14 @@ def test_weighing(on_host, tmp_path, rows, options, reduction):
         assert np.isnan(loss if reduction != "none" else loss[1]).all()
         assert np.isnan(grad[1]).all()
     assert np.isfinite(np.delete(grad, 1, axis=0)).all()
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_random_problems(on_host, tmp_path, block):
+    seeds, numpy = range(25 * block, 25 * block + 25), xs.backend("numpy")
+    with np.errstate(all="ignore"):
+        for seed in seeds:
+            failures(numpy, seed)
+    on_host.compile(tmp_path)
+    assert [failure for seed in seeds for failure in failures(numpy, seed)] == []
+    assert on_host.missing == set()
