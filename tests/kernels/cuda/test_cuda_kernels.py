@@ -1,8 +1,10 @@
 """The CUDA kernels, run thread by thread on the host, give what the NumPy implementations give."""
 
 import ctypes
+import mmap
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +30,10 @@ FEW_ROWS = cuda.Device(multiprocessors=80, shared_bytes=0, clusters=False)
 
 
 class Case(NamedTuple):
-    """Logits of shape (rows, classes), or (rows, classes, inner); `padding` elements between rows."""
+    """Logits of shape (rows, classes), or (rows, classes, inner), in memory that begins at a multiple of 16 bytes.
+
+    `padding` elements lie between rows, `start` of them before the first.
+    """
 
     verb: str
     dtype: str
@@ -36,6 +41,8 @@ class Case(NamedTuple):
     device: cuda.Device = LARGE
     options: bool = False
     padding: int = 0
+    start: int = 0
+    apart: bool = False
     writes: bool = True
 
     @property
@@ -44,11 +51,18 @@ class Case(NamedTuple):
         return cuda.Problem(arithmetic, self.dtype, self.verb, self.options)
 
     @property
+    def memory(self):
+        if self.apart:
+            return "apart"
+        if len(self.shape) == 3:
+            return "across"
+        whole = all(n * cuda.ITEM_BYTES[self.dtype] % 16 == 0 for n in (self.start, self.shape[1] + self.padding))
+        return "aligned" if whole else "alike" if self.start or self.padding else "packed"
+
+    @property
     def launch(self):
         rows = self.shape[0] * (self.shape[2] if len(self.shape) == 3 else 1)
-        aligned = (self.shape[1] + self.padding) * cuda.ITEM_BYTES[self.dtype] % 16 == 0
-        memory = "across" if len(self.shape) == 3 else "aligned" if aligned else "packed"
-        return cuda.launch(self.problem, rows, self.shape[1], self.device, memory=memory, writes=self.writes)
+        return cuda.launch(self.problem, rows, self.shape[1], self.device, memory=self.memory, writes=self.writes)
 
 
 def cases():
@@ -59,25 +73,36 @@ def cases():
         yield Case(verb, "float64", (33, 10), padding=4)
         yield Case(verb, "bfloat16", (5, 264))
         yield Case(verb, "bfloat16", (5, 77))
+        yield Case(verb, "bfloat16", (3, 261), padding=2, start=5)
+        yield Case(verb, "float64", (3, 301), start=1)
     for verb in ("softmax", "log_softmax", "label_loss", "target_loss"):
         yield Case(verb, "float32", (2, 20_000))
+        yield Case(verb, "float32", (2, 20_001), padding=2, start=2)
         yield Case(verb, "float32", (2, 10_003), SMALL)
         yield Case(verb, "float32", (2, 9_000), CLUSTERS)
+        yield Case(verb, "float32", (2, 9_001), CLUSTERS)
         yield Case(verb, "float32", (2, 100_004), FEW_ROWS)
+        yield Case(verb, "float32", (2, 100_005), FEW_ROWS, start=3)
         yield Case(verb, "float32", (3, 5, 20), options=True)
         yield Case(verb, "float32", (2, 100, 19), options=True)
         yield Case(verb, "float32", (2, 300, 19), options=True)
         yield Case(verb, "float32", (6, 50), options=True)
+        yield Case(verb, "float32", (6, 51), options=True, apart=True)
+        yield Case(verb, "float32", (3, 212), options=True)
+        yield Case(verb, "float32", (3, 301), options=True)
+        yield Case(verb, "bfloat16", (260, 13))
     for verb in ("logsumexp", "label_loss", "target_loss"):
         for shape in ((9, 5), (5, 1000), (2, 5003)):
             yield Case(verb, "float32", shape, SMALL, writes=False)
         yield Case(verb, "float32", (2, 70_000), FEW_ROWS, writes=False)
     yield Case("logsumexp", "bfloat16", (3, 129), writes=False)
+    yield Case("logsumexp", "bfloat16", (3, 5001), writes=False)
     for verb in cuda.PRODUCTS:
         for shape in ((50, 3), (9, 8), (3, 1001), (2, 5000)):
             yield Case(verb, "float32", shape)
         yield Case(verb, "float64", (3, 300))
         yield Case(verb, "bfloat16", (4, 264))
+        yield Case(verb, "bfloat16", (4, 301))
         yield Case(verb, "float32", (3, 20, 20), options=True)
         yield Case(verb, "float32", (2, 100, 19), options=True)
 
@@ -140,20 +165,42 @@ def run(library, case, x, y=None, *, targets=None, labels=None, where=None, weig
     return value.reshape(shape)
 
 
-def aligned(array):
-    """A copy that starts at a multiple of 16 bytes, as every allocation of CuPy."""
-    space = np.empty(array.nbytes + 16, np.uint8)
-    copy = space[-space.ctypes.data % 16 :][: array.nbytes].view(array.dtype).reshape(array.shape)
+def fenced(case, dtype, fill=np.nan):
+    """An array for the classes of a case, and all memory around it; beyond are pages that no access may reach."""
+    item, page, (rows, row, *inner) = dtype.itemsize, mmap.PAGESIZE, case.shape
+    row += case.padding
+    elements = case.start + rows * row * (inner[0] if inner else 1)
+    pages = -(-elements * item // page)
+    space = np.frombuffer(mmap.mmap(-1, (pages + 2) * page), np.uint8)
+    for fence in (0, pages + 1):
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(space.ctypes.data + fence * page), page, 0) == 0
+    memory = space[page:-page]
+    memory = memory[memory.size - -(-elements * item // 16) * 16 :][: elements * item].view(dtype)
+    memory[...] = fill
+    return memory[case.start :].reshape(rows, row, *inner)[:, : case.shape[1]], memory
+
+
+def like(case, array):
+    """A copy that lies as the case says."""
+    copy, _ = fenced(case, array.dtype)
     copy[...] = array
     return copy
 
 
+def checked(case, dtype, run):
+    """What `run` leaves in an array, and what it returns; it may write nowhere else."""
+    y, memory = fenced(case, dtype, fill=3)
+    returned = run(y)
+    found = y.copy()
+    y[...] = 3
+    assert (memory == 3).all()
+    return found, returned
+
+
 def logits(case):
-    """Rows with padding in between; among them peaked ones, and one of each corner."""
+    """Among them are peaked rows, and one of each corner."""
     dtype = np.dtype(case.dtype) if case.dtype != "bfloat16" else pytest.importorskip("ml_dtypes").bfloat16
-    shape = list(case.shape)
-    shape[1] += case.padding
-    x = aligned(np.empty(shape, dtype))[:, : case.shape[1]]
+    x, _ = fenced(case, np.dtype(dtype))
     x[...] = RNG.normal(size=case.shape) * 3
     x[0, 1] = 30
     if case.shape[0] > 5:
@@ -193,27 +240,29 @@ def test_kernel(library, case):
     where = RNG.random(x.shape) < 0.8 if case.options else None
     if where is not None:
         where[0, 1] = True
-    y = np.empty_like(x) if case.writes else None
     if case.verb not in cuda.LOSSES:
-        value = run(library, case, x, y, where=where, **numbers)
         expected = getattr(xs, case.verb)(x, axis=1, where=where, **numbers)
-        assert_close(value if y is None else y, expected)
-        if y is not None:
-            run(library, case, x, x, where=where, **numbers)
-            np.testing.assert_array_equal(x, y)
+        if not case.writes:
+            assert_close(run(library, case, x, where=where, **numbers), expected)
+            return
+        y, _ = checked(case, x.dtype, lambda y: run(library, case, x, y, where=where, **numbers))
+        assert_close(y, expected)
+        run(library, case, x, x, where=where, **numbers)
+        np.testing.assert_array_equal(x, y)
         return
     shape = x.shape[:1] + x.shape[2:]
     labels = RNG.integers(0, x.shape[1], shape).astype(np.uint8 if x.shape[1] < 128 else np.int32)
     labels[0] = 1
     targets = None
     if case.verb == "target_loss" and not case.options:
-        targets = (RNG.dirichlet(np.ones(x.shape[1]), x.shape[0])).astype(x.dtype)
+        targets = like(case, RNG.dirichlet(np.ones(x.shape[1]), x.shape[0]).astype(x.dtype))
     weight = RNG.uniform(0.5, 2, x.shape[1]) if case.verb == "label_loss" or case.options else None
     scale = RNG.uniform(0.5, 2, shape)
     scale[-1] = 0.0
     given = {"targets": targets, "labels": None if targets is not None else labels, "weight": weight}
     options = {"axis": 1, "where": where, "weight": weight, "reduction": "none", **numbers}
-    loss = run(library, case, x, y, where=where, scale=scale, **given, **numbers)
+    launched = partial(run, library, case, where=where, scale=scale, **given, **numbers)
+    y, loss = checked(case, x.dtype, lambda y: launched(x, y)) if case.writes else (None, launched(x))
     expected = xs.cross_entropy(x.astype(np.float64), labels if targets is None else targets, **options)
     assert_close(loss.astype(np.float32), expected.astype(np.float32))
     if y is None:
@@ -223,7 +272,7 @@ def test_kernel(library, case):
     )
     cancels = 1e-3 if case.options or targets is not None else 0.0  # T y − t
     assert_close(y, grad, 4.0, np.broadcast_to(np.expand_dims(scale, 1), x.shape) * cancels)
-    run(library, case, x, x, where=where, scale=scale, **given, **numbers)
+    launched(x, x)
     np.testing.assert_array_equal(x, y)
 
 
@@ -238,9 +287,8 @@ def test_product(library, case):
     of_logits = xs.softmax if case.verb == "softmax_product" else xs.log_softmax
     v = RNG.normal(size=x.shape).astype(logits(case).dtype)
     y = of_logits(x, axis=1, where=where).astype(v.dtype)
-    y, v = (aligned(a) for a in (y, v))
-    found = aligned(np.zeros_like(y))
-    run(library, case, y, found, targets=v, where=where)
+    y, v = (like(case, a) for a in (y, v))
+    found, _ = checked(case, v.dtype, lambda found: run(library, case, y, found, targets=v, where=where))
     verb = xs.softmax_vjp if case.verb == "softmax_product" else getattr(xs, case.verb)
     wide_y, wide_v = y.astype(np.float64), v.astype(np.float64)
     p = wide_y if case.verb == "softmax_product" else np.exp(wide_y)
@@ -262,7 +310,7 @@ def test_labels_out_of_range(library):
     x = logits(case)
     labels = RNG.integers(0, 33, 9)
     labels[6:] = [-1, 33, -100]
-    y = np.empty_like(x)
+    y = like(case, x)
     loss = run(library, case, x, y, labels=labels)
     assert np.isnan(loss[6:]).all()
     assert np.isnan(y[6:]).all()
