@@ -150,7 +150,7 @@ def launch(problem: Problem, rows: int, classes: int, device: Device, *, memory:
 
 
 def _tiled(problem: Problem, classes: int) -> Launch:
-    lanes = _power_of_two(-(-classes // _RESIDENT))
+    lanes = _power_of_two(-(-classes // _kept(problem)))
     chunks = _power_of_two(-(-classes // lanes))
     rows = _LANES_THREADS // lanes * (_RESIDENT // chunks)
     arrays = 2 if problem.verb in ("target_loss", *PRODUCTS) else 1
@@ -182,8 +182,7 @@ def _columns(kernel: str, problem: Problem, *chunks: int) -> Launch:
 
 
 def _product(problem: Problem, classes: int, n: int) -> Launch:
-    """Two arrays are kept, so half as much of each."""
-    lanes = max(1, _power_of_two(-(-2 * classes // _RESIDENT)))
+    lanes = _power_of_two(-(-classes // _kept(problem)))
     team, threads, together = _team(min(lanes, _RESIDENT_THREADS))
     chunks = _power_of_two(-(-classes // (lanes * n)))
     if lanes > _RESIDENT_THREADS:
@@ -205,7 +204,7 @@ def _swept(problem: Problem, lanes: int, n: int) -> Launch:
 
 
 def _resident(problem: Problem, classes: int, n: int) -> Launch | None:
-    lanes = _power_of_two(-(-classes // _RESIDENT))
+    lanes = _power_of_two(-(-classes // _kept(problem)))
     if lanes > _RESIDENT_THREADS:
         return None
     # whole vectors, and no more lanes than vectors
@@ -225,6 +224,11 @@ def _shared(problem: Problem, classes: int, n: int, device: Device) -> Launch | 
                 name = _name("clustered", problem, blocks, _SHARED_THREADS, n)
             return Launch((name,), _SHARED_THREADS, blocks_per_row=blocks, shared_bytes=each)
     return None
+
+
+def _kept(problem: Problem) -> int:
+    """Elements of a row that a thread keeps: products keep two arrays, and options need registers of their own."""
+    return _RESIDENT // 2 if problem.options or problem.verb in PRODUCTS else _RESIDENT
 
 
 def _team(lanes: int) -> tuple[str, int, int]:

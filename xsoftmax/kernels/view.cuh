@@ -35,6 +35,18 @@ struct Problem {
     static constexpr bool loss = verb == label_loss || verb == target_loss, has_targets = verb == target_loss || product;
 };
 
+template <class Real>
+XS_CALLED Real softcapped(Real x, Real cap) {
+    return is_finite(x) ? cap * tanh(x / cap) : x;
+}
+
+// Its derivative sech²(x / cap); 1 − tanh² would cancel
+template <class Real>
+XS_CALLED Real softcap_slope(Real x, Real cap) {
+    Real u = x / cap, e = exp(-2 * (u < 0 ? -u : u));
+    return 4 * e / ((1 + e) * (1 + e));
+}
+
 template <class P>
 struct View {
     typedef typename P::A::Real Real;
@@ -142,7 +154,7 @@ struct View {
         Real z = widened(element);
         if constexpr (P::options) {
             if (!kept(c)) return -Format<Real>::infinity();
-            if (a.softcap != 0.0 && is_finite(z)) z = Real(a.softcap) * tanh(z / Real(a.softcap));
+            if (a.softcap != 0.0) z = softcapped(z, Real(a.softcap));
             if (a.temperature != 1.0) z = z / Real(a.temperature);
         }
         return z;
@@ -162,17 +174,12 @@ struct View {
     XS_FUNCTION Real result(int c, Real value, T element) const {
         if constexpr (P::options) {
             if (!kept(c)) return P::verb == log_softmax ? -Format<Real>::infinity() : Real(0);
-            if (P::loss) return value == 0 ? value : value * slope(element);
+            if (P::loss && value != 0) {
+                if (a.softcap != 0.0) value *= softcap_slope(Real(widened(element)), Real(a.softcap));
+                return value / Real(a.temperature);
+            }
         }
         return value;
-    }
-    // dz/dx = sech²(x / softcap) / temperature; 1 − tanh² would cancel
-    XS_FUNCTION Real slope(T element) const {
-        Real slope = Real(1) / Real(a.temperature);
-        if (a.softcap == 0.0) return slope;
-        Real u = Real(widened(element)) / Real(a.softcap);
-        Real e = exp(-2 * (u < 0 ? -u : u));
-        return slope * (4 * e / ((1 + e) * (1 + e)));
     }
 };
 
