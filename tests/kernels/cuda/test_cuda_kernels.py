@@ -44,11 +44,12 @@ class Case(NamedTuple):
     start: int = 0
     apart: bool = False
     writes: bool = True
+    targets: str | None = None
 
     @property
     def problem(self):
         arithmetic = cuda.arithmetic(self.dtype, self.verb, options=self.options, fast_float64=True)
-        return cuda.Problem(arithmetic, self.dtype, self.verb, self.options)
+        return cuda.Problem(arithmetic, self.dtype, self.verb, self.options, self.targets)
 
     @property
     def memory(self):
@@ -91,9 +92,17 @@ def cases():
         yield Case(verb, "float32", (3, 212), options=True)
         yield Case(verb, "float32", (3, 301), options=True)
         yield Case(verb, "bfloat16", (260, 13))
+    for verb in ("softmax", "label_loss"):
+        yield Case(verb, "float32", (2100, 2))
+    for targets, dtype in (("float32", "bfloat16"), ("float64", "bfloat16"), ("bfloat16", "float64")):
+        yield Case("target_loss", dtype, (3, 264), targets=targets)
+    for shape in ((30, 13), (4, 301)):
+        yield Case("target_loss", "float32", shape, options=True, targets="float32")
+    yield Case("target_loss", "float32", (3, 301), apart=True, targets="float64")
     for verb in ("logsumexp", "label_loss", "target_loss"):
         for shape in ((9, 5), (5, 1000), (2, 5003)):
             yield Case(verb, "float32", shape, SMALL, writes=False)
+        yield Case(verb, "float32", (2, 5003), padding=2, start=1, writes=False)
         yield Case(verb, "float32", (2, 70_000), FEW_ROWS, writes=False)
     yield Case("logsumexp", "bfloat16", (3, 129), writes=False)
     yield Case("logsumexp", "bfloat16", (3, 5001), writes=False)
@@ -103,6 +112,8 @@ def cases():
         yield Case(verb, "float64", (3, 300))
         yield Case(verb, "bfloat16", (4, 264))
         yield Case(verb, "bfloat16", (4, 301))
+        yield Case(verb, "float32", (9, 21), options=True)
+        yield Case(verb, "float32", (3, 301), start=1, options=True)
         yield Case(verb, "float32", (3, 20, 20), options=True)
         yield Case(verb, "float32", (2, 100, 19), options=True)
 
@@ -162,7 +173,8 @@ def run(library, case, x, y=None, *, targets=None, labels=None, where=None, weig
     a["smoothing"] = numbers.get("label_smoothing", 0.0)
     if labels is not None:
         a["label_kind"] = labels.itemsize * (-1 if labels.dtype.kind == "u" else 1)
-    blocks = -(-rows // launch.rows_per_block) * launch.blocks_per_row
+    blocks = -(-rows // launch.rows_per_block)
+    blocks = (blocks if launch.slices else min(blocks, 2)) * launch.blocks_per_row  # so that a block has several turns
     for name in launch.kernels:
         kernel = getattr(library, f"kernel_{NAMES.index(name)}")
         kernel(ctypes.c_void_p(a.ctypes.data), blocks, launch.threads, launch.shared_bytes)
@@ -202,14 +214,17 @@ def checked(case, dtype, run):
     return found, returned
 
 
+def dtype_of(name):
+    return np.dtype(name if name != "bfloat16" else pytest.importorskip("ml_dtypes").bfloat16)
+
+
 def logits(case):
     """Among them are peaked rows, and one of each corner."""
-    dtype = np.dtype(case.dtype) if case.dtype != "bfloat16" else pytest.importorskip("ml_dtypes").bfloat16
-    x, _ = fenced(case, np.dtype(dtype))
+    x, _ = fenced(case, dtype_of(case.dtype))
     x[...] = RNG.normal(size=case.shape) * 3
     x[0, 1] = 30
     if case.shape[0] > 5:
-        x[1, 0], x[2, 2], x[3], x[4, 0] = np.nan, np.inf, -np.inf, -np.inf
+        x[1, 0], x[2, -1], x[3], x[4, 0] = np.nan, np.inf, -np.inf, -np.inf
         x[5] = x[5] * 300
     return x
 
@@ -264,8 +279,9 @@ def test_kernel(library, case):
     labels = RNG.integers(0, x.shape[1], shape).astype(np.uint8 if x.shape[1] < 128 else np.int32)
     labels[0] = 1
     targets = None
-    if case.verb == "target_loss" and not case.options:
-        targets = like(case, RNG.dirichlet(np.ones(x.shape[1]), x.shape[0]).astype(x.dtype))
+    if case.verb == "target_loss" and (case.targets or not case.options):
+        probabilities = RNG.dirichlet(np.ones(x.shape[1]), x.shape[0])
+        targets = like(case, probabilities.astype(dtype_of(case.targets or case.dtype)))
     weight = RNG.uniform(0.5, 2, x.shape[1]) if case.verb == "label_loss" or case.options else None
     scale = RNG.uniform(0.5, 2, shape)
     scale[-1] = 0.0
@@ -280,8 +296,10 @@ def test_kernel(library, case):
     grad = xs.cross_entropy_grad(
         x.astype(np.float64), labels if targets is None else targets, sample_weight=scale, **options
     )
-    cancels = 1e-3 if case.options or targets is not None else 0.0  # T y − t
-    assert_close(y, grad, 4.0, np.broadcast_to(np.expand_dims(scale, 1), x.shape) * cancels)
+    cancels = np.full(x.shape, 1e-3 if case.options else 0.0)
+    if targets is not None:  # T y − t
+        cancels = np.maximum(cancels, np.maximum(np.nan_to_num(xs.softmax(x.astype(np.float64), axis=1)), targets))
+    assert_close(y, grad, 4.0, np.expand_dims(scale, 1) * cancels)
     launched(x, x)
     assert_same(x, y)
 
