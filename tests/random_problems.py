@@ -101,7 +101,9 @@ def _add_loss_options(rng, arrays, options, dtype, moved):
             options[name] = value
     if labels and rng.random() < 0.2:
         options["ignore_index"] = int(rng.choice([-100, 0]))
-        arrays["targets"] = np.where(rng.random(len(arrays["targets"])) < 0.2, options["ignore_index"], arrays["targets"])
+        arrays["targets"] = np.where(
+            rng.random(len(arrays["targets"])) < 0.2, options["ignore_index"], arrays["targets"]
+        )
 
 
 def arranged(xb, rng, a):

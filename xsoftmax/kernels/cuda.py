@@ -26,9 +26,11 @@ _PIECE_NUMBERS = 15  # `piece_numbers` in kernels.cu
 
 _VECTOR_BYTES = 16
 _WARP = 32
+_SHORT_BYTES = 512  # below, a row takes few whole vectors: rows go by tiles, or element by element
 _STREAMED_BYTES = 8 << 10  # a row that is only read takes a warp up to here, then a block
 _BLOCK = 256
-_RESIDENT = 16  # elements of a thread in registers
+_LANES_THREADS = 128
+_RESIDENT = 16  # elements of a thread in registers, or in a tile
 _RESIDENT_THREADS = 512
 _SHARED_THREADS = 512
 _SHARED_BYTES = 110 << 10  # so that two blocks share a multiprocessor of compute capability 9.0
@@ -121,37 +123,62 @@ def launch(problem: Problem, rows: int, classes: int, device: Device, *, memory:
     - "apart": classes side by side, anything else;
     - "across": classes are not side by side in some array.
     """
-    item, across = ITEM_BYTES[problem.dtype], memory == "across"
-    n = _VECTOR_BYTES // item if memory == "aligned" and not problem.options else 1
+    row_bytes, n = classes * ITEM_BYTES[problem.dtype], _VECTOR_BYTES // ITEM_BYTES[problem.dtype]
+    if memory == "across":
+        return _product_across(problem, classes) if problem.verb in PRODUCTS else _across(problem, classes, writes)
+    whole = memory == "aligned" or (memory == "packed" and row_bytes % _VECTOR_BYTES == 0)
+    if memory == "packed" and not whole and row_bytes < _SHORT_BYTES:
+        return _tiled(problem, classes)
+    if memory == "apart" or (not whole and row_bytes < _SHORT_BYTES):
+        n = 1
+    room = classes if whole else classes + n - 1  # the first vector may start before the row
     if problem.verb in PRODUCTS:
-        return _product(problem, classes, n, across)
-    if across:
-        return _across(problem, classes, writes)
-    row_bytes = classes * item
+        return _product(problem, room, n)
     if row_bytes >= 2 * _SLICE_BYTES and 2 * rows < device.multiprocessors:
         return _sliced(problem, rows, row_bytes, n, device)
     if not writes:
-        lanes = min(_WARP, _power_of_two(-(-classes // (4 * n))))
+        lanes = min(_WARP, _power_of_two(-(-room // (4 * n))))
         return _swept(problem, lanes if row_bytes <= _STREAMED_BYTES else _BLOCK, n)
-    return _resident(problem, classes, n) or _shared(problem, row_bytes, n, device) or _swept(problem, _BLOCK, n)
+    return _resident(problem, room, n) or _shared(problem, room, n, device) or _swept(problem, _BLOCK, n)
+
+
+def _tiled(problem: Problem, classes: int) -> Launch:
+    lanes = _power_of_two(-(-classes // _kept(problem)))
+    chunks = _power_of_two(-(-classes // lanes))
+    rows = _LANES_THREADS // lanes * (_RESIDENT // chunks)
+    arrays = 2 if problem.verb in ("target_loss", *PRODUCTS) else 1
+    return Launch(
+        (_name("tiled", problem, f"xsoftmax::Lanes<{lanes}>", chunks),),
+        _LANES_THREADS,
+        rows_per_block=rows,
+        shared_bytes=arrays * rows * classes * ITEM_BYTES[problem.dtype],
+    )
 
 
 def _across(problem: Problem, classes: int, writes: bool) -> Launch:
-    team, threads = f"xsoftmax::Columns<{_COLUMN_THREADS}>", _WARP * _COLUMN_THREADS
     fitting = [chunks for chunks in _COLUMN_CHUNKS if classes <= chunks * _COLUMN_THREADS]
     if writes and fitting:
-        return Launch((_name("resident", problem, team, 1, fitting[0]),), threads, rows_per_block=_WARP)
-    return Launch((_name("swept", problem, team, 1),), threads, rows_per_block=_WARP)
+        return _columns("resident", problem, fitting[0])
+    return _columns("swept", problem)
 
 
-def _product(problem: Problem, classes: int, n: int, across: bool) -> Launch:
-    """Two arrays are kept, so half as much of each."""
-    lanes = _COLUMN_THREADS if across else max(1, _power_of_two(-(-2 * classes // _RESIDENT)))
+def _product_across(problem: Problem, classes: int) -> Launch:
+    chunks = _power_of_two(-(-classes // _COLUMN_THREADS))
+    if chunks > _RESIDENT // 2:
+        return _columns("product_swept", problem)
+    return _columns("product_resident", problem, chunks)
+
+
+def _columns(kernel: str, problem: Problem, *chunks: int) -> Launch:
+    name = _name(kernel, problem, f"xsoftmax::Columns<{_COLUMN_THREADS}>", 1, *chunks)
+    return Launch((name,), _WARP * _COLUMN_THREADS, rows_per_block=_WARP)
+
+
+def _product(problem: Problem, classes: int, n: int) -> Launch:
+    lanes = _power_of_two(-(-classes // _kept(problem)))
     team, threads, together = _team(min(lanes, _RESIDENT_THREADS))
-    if across:
-        team, threads, together = f"xsoftmax::Columns<{_COLUMN_THREADS}>", _WARP * _COLUMN_THREADS, _WARP
     chunks = _power_of_two(-(-classes // (lanes * n)))
-    if lanes > _RESIDENT_THREADS or chunks * n > _RESIDENT // 2:
+    if lanes > _RESIDENT_THREADS:
         return Launch((_name("product_swept", problem, team, n),), threads, rows_per_block=together)
     return Launch((_name("product_resident", problem, team, n, chunks),), threads, rows_per_block=together)
 
@@ -170,7 +197,7 @@ def _swept(problem: Problem, lanes: int, n: int) -> Launch:
 
 
 def _resident(problem: Problem, classes: int, n: int) -> Launch | None:
-    lanes = _power_of_two(-(-classes // _RESIDENT))
+    lanes = _power_of_two(-(-classes // _kept(problem)))
     if lanes > _RESIDENT_THREADS:
         return None
     # whole vectors, and no more lanes than vectors
@@ -180,8 +207,8 @@ def _resident(problem: Problem, classes: int, n: int) -> Launch | None:
     return Launch((_name("resident", problem, team, n, chunks),), threads, rows_per_block=together)
 
 
-def _shared(problem: Problem, row_bytes: int, n: int, device: Device) -> Launch | None:
-    vectors = -(-row_bytes // (n * ITEM_BYTES[problem.dtype]))
+def _shared(problem: Problem, classes: int, n: int, device: Device) -> Launch | None:
+    vectors = -(-classes // n)
     for blocks in (1, *(_CLUSTERS if device.clusters else ())):
         each = -(-vectors // (blocks * _SHARED_THREADS)) * _SHARED_THREADS * n * ITEM_BYTES[problem.dtype]
         if each <= min(_SHARED_BYTES, device.shared_bytes):
@@ -192,10 +219,15 @@ def _shared(problem: Problem, row_bytes: int, n: int, device: Device) -> Launch 
     return None
 
 
+def _kept(problem: Problem) -> int:
+    """Elements of a row that a thread keeps: products keep two arrays, and options need registers of their own."""
+    return _RESIDENT // 2 if problem.options or problem.verb in PRODUCTS else _RESIDENT
+
+
 def _team(lanes: int) -> tuple[str, int, int]:
     """Its name, its threads in a block, and its rows."""
     if lanes <= _WARP:
-        return f"xsoftmax::Lanes<{lanes}>", 128, 128 // lanes
+        return f"xsoftmax::Lanes<{lanes}>", _LANES_THREADS, _LANES_THREADS // lanes
     return f"xsoftmax::Block<{lanes}>", lanes, 1
 
 

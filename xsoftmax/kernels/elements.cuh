@@ -31,8 +31,9 @@ XS_FUNCTION void narrow(double x, T& y) {
 }
 XS_FUNCTION void narrow(float x, float& y) { y = x; }
 
+// No access is of more than 16 bytes, nor is more alignment known.
 template <class T, int N>
-struct alignas(sizeof(T) * N) Vector {
+struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector {
     T at[N];
 };
 

@@ -6,98 +6,13 @@
 #include "teams.cuh"
 #include "view.cuh"
 #include "results.cuh"
+#include "steps.cuh"
+#include "registers.cuh"
 #include "products.cuh"
+#include "tiles.cuh"
 #include "weighing.cuh"
 
 namespace xsoftmax {
-
-struct Count {
-    int n;
-    XS_FUNCTION void merge(Count other) { n += other.n; }
-};
-
-// Smoothing spreads over the classes that are kept.
-template <class P, class Team>
-XS_FUNCTION void count_kept(View<P>& view, const Team& team) {
-    if constexpr (P::options && P::verb == target_loss) {
-        if (view.a.smoothing == 0.0 || !view.a.where.data) return;
-        Count kept = {0};
-        for (int c = team.lane; c < view.classes; c += Team::size) kept.n += view.kept(c) ? 1 : 0;
-        team.reduce(kept);
-        view.share = view.a.smoothing / (kept.n > 0 ? kept.n : 1);
-    }
-}
-
-// Several vectors at once, so that many reads are on their way: the compiler moves none above a write.
-template <class P, int n, int vectors>
-XS_FUNCTION void load(const View<P>& view, Classes classes, Vector<typename P::T, n> (&elements)[vectors]) {
-#pragma unroll
-    for (int i = 0; i < vectors; ++i) {
-        elements[i] = view.template elements<n>(classes.c + i * classes.stride, classes.end);
-    }
-}
-
-// Of n classes from what was kept of them.
-template <class P, int n>
-XS_FUNCTION void store_results(const View<P>& view, const Results<P>& results, int c,
-                               const typename P::A::Real (&kept)[n]) {
-    typename P::A::Real values[n];
-#pragma unroll
-    for (int j = 0; j < n; ++j) values[j] = results(view, c + j, kept[j]);
-    view.template store<n>(c, values);
-}
-
-// Of n classes from their logits, which are read once more.
-template <class P, int n>
-XS_FUNCTION void store_again(const View<P>& view, const Results<P>& results, const Parts<P>& parts, int c,
-                             const Vector<typename P::T, n>& elements) {
-    typename P::A::Real kept[n];
-    view.template logits<n>(elements, c, view.classes, kept);
-#pragma unroll
-    for (int j = 0; j < n; ++j) kept[j] = parts.kept(kept[j]);
-    store_results(view, results, c, kept);
-}
-
-// A row in registers: `chunks` vectors of n classes for each thread of a team.
-template <class P, class Team, int n, int chunks>
-__global__ void __launch_bounds__(Team::threads) resident(const Arguments a) {
-    typedef typename P::A::Real Real;
-    Team team;
-    for (Int64 first = Int64(blockIdx.x) * Team::rows; first < a.rows; first += Int64(gridDim.x) * Team::rows) {
-        View<P> view(a, first + team.slot);
-        count_kept(view, team);
-        Real kept[chunks][n], at_label = view.at_label();
-        Largest<typename P::A::Compared> top = {-Format<typename P::A::Compared>::infinity()};
-#pragma unroll
-        for (int i = 0; i < chunks; ++i) {
-            int c = (i * Team::size + team.lane) * n;
-            view.template logits<n>(view.template elements<n>(c, view.classes), c, view.classes, kept[i]);
-        }
-#pragma unroll
-        for (int i = 0; i < chunks; ++i) {
-#pragma unroll
-            for (int j = 0; j < n; ++j) top.merge({typename P::A::Compared(kept[i][j])});
-        }
-        team.reduce(top);
-        Parts<P> parts(top.m);
-#pragma unroll
-        for (int i = 0; i < chunks; ++i) {
-            Real w[n];
-            int c = (i * Team::size + team.lane) * n;
-            parts.template add_known<n>(view, {c, 0, view.classes}, kept[i], w);
-#pragma unroll
-            for (int j = 0; j < n; ++j) kept[i][j] = Parts<P>::keeps_terms ? w[j] : kept[i][j];
-        }
-        parts.reduce_known(team);
-        Results<P> results(view, parts, at_label);
-        if (!view.exists) continue;
-        if (team.lane == 0) results.store(view);
-#pragma unroll
-        for (int i = 0; i < chunks; ++i) {
-            store_results(view, results, (i * Team::size + team.lane) * n, kept[i]);
-        }
-    }
-}
 
 // A row in shared memory: of one block, or of a cluster, each of whose blocks has a share.
 template <class P, class Team, int n>
@@ -106,9 +21,10 @@ XS_FUNCTION void in_shared_memory(const Arguments& a, Int64 row, Int64 step) {
     typedef Vector<typename P::T, n> Elements;
     Elements* own = static_cast<Elements*>(row_space()) + threadIdx.x;  // each thread reads only what it wrote
     Team team;
-    const int stride = Team::size * n, begin = team.lane * n;
+    constexpr int stride = Team::size * n;
     for (; row < a.rows; row += step) {
         View<P> view(a, row);
+        const int begin = view.template begin<n>(team.lane);
         count_kept(view, team);
         Real x[n], at_label = view.at_label();
         Largest<typename P::A::Compared> top = {-Format<typename P::A::Compared>::infinity()};
@@ -152,7 +68,7 @@ __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(threads) cluste
 }
 #endif
 
-// The part of a row that is in classes begin … end.
+// The part of a row that is in classes begin … end, where begin is that of a vector.
 template <class P, class Team, int n>
 XS_FUNCTION void add_all(const View<P>& view, const Team& team, Parts<P>& parts, int begin, int end) {
     constexpr int vectors = n == 1 ? 8 : 4, together = n < 4 ? 4 / n : 1, stride = Team::size * n;
@@ -199,12 +115,12 @@ __global__ void __launch_bounds__(Team::threads) swept(const Arguments a) {
         count_kept(view, team);
         typename P::A::Real at_label = view.at_label();
         Parts<P> parts;
-        add_all<P, Team, n>(view, team, parts, 0, view.classes);
+        add_all<P, Team, n>(view, team, parts, view.template begin<n>(0), view.classes);
         team.reduce(parts);
         Results<P> results(view, parts, at_label);
         if (!view.exists) continue;
         if (team.lane == 0) results.store(view);
-        store_all<P, Team, n>(view, team, results, parts, 0, view.classes);
+        store_all<P, Team, n>(view, team, results, parts, view.template begin<n>(0), view.classes);
     }
 }
 
@@ -219,17 +135,19 @@ struct Piece {
 
 enum { piece_numbers = 15 };  // no piece is larger
 
+// Whole vectors.
 template <class P, int n>
 struct Slice {
-    Int64 row;
+    View<P> view;
     int index, begin, end;
 
-    XS_FUNCTION explicit Slice(const Arguments& a) {
-        row = blockIdx.x / a.slices;
-        index = int(blockIdx.x - row * a.slices);
-        Int64 vectors = (a.classes + n - 1) / n, length = (vectors + a.slices - 1) / a.slices * n;
-        begin = int(index * length < a.classes ? index * length : a.classes);
-        end = int(begin + length < a.classes ? begin + length : a.classes);
+    XS_FUNCTION explicit Slice(const Arguments& a) : view(a, blockIdx.x / a.slices) {
+        index = int(blockIdx.x - view.row * a.slices);
+        const int first = view.template begin<n>(0);
+        Int64 whole = a.classes - first, vectors = (whole + n - 1) / n, length = (vectors + a.slices - 1) / a.slices * n;
+        Int64 from = index * length < whole ? index * length : whole;
+        begin = first + int(from);
+        end = first + int(from + length < whole ? from + length : whole);
     }
 };
 
@@ -238,7 +156,7 @@ __global__ void __launch_bounds__(threads) piece(const Arguments a) {
     static_assert(sizeof(Piece<P>) <= piece_numbers * sizeof(typename P::A::Real), "larger than the workspace has it");
     Block<threads> team;
     Slice<P, n> slice(a);
-    View<P> view(a, slice.row);
+    View<P>& view = slice.view;
     count_kept(view, team);
     Piece<P> piece;
     piece.at_label = view.at_label();
@@ -251,9 +169,9 @@ template <class P, int threads, int n>
 __global__ void __launch_bounds__(threads) joined(const Arguments a) {
     Block<threads> team;
     Slice<P, n> slice(a);
-    View<P> view(a, slice.row);
+    View<P>& view = slice.view;
     count_kept(view, team);
-    const Piece<P>* pieces = static_cast<const Piece<P>*>(a.pieces) + slice.row * a.slices;
+    const Piece<P>* pieces = static_cast<const Piece<P>*>(a.pieces) + view.row * a.slices;
     Parts<P> parts;
     for (int i = team.lane; i < a.slices; i += threads) parts.merge(pieces[i].parts);
     team.reduce(parts);

@@ -2,10 +2,12 @@
 
 #ifdef __CUDACC__
 #define XS_FUNCTION __device__ __forceinline__
+#define XS_CALLED __device__ __noinline__  // with what is long inlined, ptxas takes half as long again
 #else
 #include <cmath>
 #include <cstring>
 #define XS_FUNCTION inline
+#define XS_CALLED inline
 using std::exp;
 using std::fma;
 using std::tanh;
@@ -146,29 +148,24 @@ XS_FUNCTION Real scaled(Real x, int n) {
     return from_bits(bits(x) + (decltype(bits(x))(n) << Format<Real>::digits));
 }
 
+template <class Real, class... Rest>
+XS_FUNCTION Real polynomial(Real x, double highest, Rest... rest) {
+    Real p = Real(highest);
+    ((p = fma(p, x, Real(rest))), ...);
+    return p;
+}
+
 // exp(r) = 1 + r + r² P(r). Relative errors 2^−61.4 and 2^−32.1, Chebyshev nodes.
 XS_FUNCTION double exp_tail_long(double r) {
-    double p = 0x1.1f730349868cep-29;
-    p = fma(p, r, 0x1.af4de97ca4194p-26);
-    p = fma(p, r, 0x1.27e4db646b17ep-22);
-    p = fma(p, r, 0x1.71de0231960ebp-19);
-    p = fma(p, r, 0x1.a01a01a6d889cp-16);
-    p = fma(p, r, 0x1.a01a01abe7fe1p-13);
-    p = fma(p, r, 0x1.6c16c16c162d4p-10);
-    p = fma(p, r, 0x1.11111111100dcp-7);
-    p = fma(p, r, 0x1.5555555555556p-5);
-    p = fma(p, r, 0x1.5555555555557p-3);
-    return fma(p, r, 0x1.0000000000000p-1);
+    return polynomial(r, 0x1.1f730349868cep-29, 0x1.af4de97ca4194p-26, 0x1.27e4db646b17ep-22, 0x1.71de0231960ebp-19,
+                      0x1.a01a01a6d889cp-16, 0x1.a01a01abe7fe1p-13, 0x1.6c16c16c162d4p-10, 0x1.11111111100dcp-7,
+                      0x1.5555555555556p-5, 0x1.5555555555557p-3, 0x1.0000000000000p-1);
 }
 
 template <class Real>
 XS_FUNCTION Real exp_tail(Real r) {
-    Real p = Real(0x1.a124f19fe89acp-13);
-    p = fma(p, r, Real(0x1.6d43246b523b4p-10));
-    p = fma(p, r, Real(0x1.1110e0f238322p-7));
-    p = fma(p, r, Real(0x1.5554e9063586ep-5));
-    p = fma(p, r, Real(0x1.5555555a78ed4p-3));
-    return fma(p, r, Real(0x1.0000000b9129bp-1));
+    return polynomial(r, 0x1.a124f19fe89acp-13, 0x1.6d43246b523b4p-10, 0x1.1110e0f238322p-7, 0x1.5554e9063586ep-5,
+                      0x1.5555555a78ed4p-3, 0x1.0000000b9129bp-1);
 }
 
 // Within 0.7 ulp.
@@ -211,14 +208,8 @@ XS_FUNCTION double log1p_positive(double u) {
     double z = k == 0 ? u : from_bits(bits(f) - (Int64(k) << 52)) - 1.0;
     lost = k == 0 ? 0.0 : power_of_two<double>(-k) * lost * (1.0 - z * (1.0 - z));  // over 1 + z
     double s = z / (2.0 + z), w = s * s;
-    double p = 0x1.0c0aff044a970p-3;
-    p = fma(p, w, 0x1.0fbde0f4ad17bp-3);
-    p = fma(p, w, 0x1.3b1c3c1c81c8fp-3);
-    p = fma(p, w, 0x1.745cf8e4bba1bp-3);
-    p = fma(p, w, 0x1.c71c7201a55d7p-3);
-    p = fma(p, w, 0x1.2492492476a1ap-2);
-    p = fma(p, w, 0x1.9999999999a39p-2);
-    p = fma(p, w, 0x1.5555555555555p-1);
+    double p = polynomial(w, 0x1.0c0aff044a970p-3, 0x1.0fbde0f4ad17bp-3, 0x1.3b1c3c1c81c8fp-3, 0x1.745cf8e4bba1bp-3,
+                          0x1.c71c7201a55d7p-3, 0x1.2492492476a1ap-2, 0x1.9999999999a39p-2, 0x1.5555555555555p-1);
     // log(1 + z) = z − (z²/2 − s (z²/2 + s² L)): z itself is exact, and so is k · 0x1.62e42feep-1
     double half = 0.5 * z * z, whole = double(k) * 0x1.62e42feep-1;
     double high = whole + z, low = k == 0 ? 0.0 : z - (high - whole);

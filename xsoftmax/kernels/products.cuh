@@ -51,7 +51,7 @@ struct Product {
     XS_FUNCTION explicit Product(const ProductTotal<P>& sums)
         : total(sums.total.high + sums.total.low), pivot(P::verb == softmax_product ? sums.pivot() : Real(0)), mean(0) {}
     XS_FUNCTION void finish(const ProductMean<P>& sums) { mean = sums.dot.high + sums.dot.low; }
-    XS_FUNCTION Real operator()(Real y, Real v) const {
+    XS_FUNCTION Real operator()(const View<P>&, int, Real y, Real v) const {
         if constexpr (P::verb == softmax_product) return y * ((v - pivot) - mean);
         if constexpr (P::verb == log_softmax_vjp) return fma(-y, total, v);
         return v - mean;
@@ -62,53 +62,47 @@ struct Product {
 template <class P, int n>
 XS_FUNCTION void read_pair(const View<P>& view, int c, typename P::A::Real (&y)[n], typename P::A::Real (&v)[n]) {
     view.template logits<n>(view.template elements<n>(c, view.classes), c, view.classes, y);
+    view.template read_targets<n>(c, view.classes, v);
 #pragma unroll
-    for (int j = 0; j < n; ++j) {
-        y[j] = product_weight<P>(y[j]);
-        v[j] = view.target(c + j, view.classes);
-    }
-}
-
-template <class P, int n>
-XS_FUNCTION void store_pair(const View<P>& view, const Product<P>& product, int c, const typename P::A::Real (&y)[n],
-                            const typename P::A::Real (&v)[n]) {
-    typename P::A::Real values[n];
-#pragma unroll
-    for (int j = 0; j < n; ++j) values[j] = product(y[j], v[j]);
-    view.template store<n>(c, values);
+    for (int j = 0; j < n; ++j) y[j] = product_weight<P>(y[j]);
 }
 
 // Both arrays in registers.
-template <class P, class Team, int n, int chunks>
-__global__ void __launch_bounds__(Team::threads) product_resident(const Arguments a) {
-    typedef typename P::A::Real Real;
-    Team team;
-    for (Int64 first = Int64(blockIdx.x) * Team::rows; first < a.rows; first += Int64(gridDim.x) * Team::rows) {
-        View<P> view(a, first + team.slot);
-        Real y[chunks][n], v[chunks][n];
-        ProductTotal<P> total;
-        ProductMean<P> mean;
+template <int n, int chunks, class P, class Team>
+XS_FUNCTION void product_in_registers(const View<P>& view, const Team& team) {
+    typename P::A::Real y[chunks][n], v[chunks][n];
+    ProductTotal<P> total;
+    ProductMean<P> mean;
 #pragma unroll
-        for (int i = 0; i < chunks; ++i) read_pair<P, n>(view, (i * Team::size + team.lane) * n, y[i], v[i]);
+    for (int i = 0; i < chunks; ++i) read_pair<P, n>(view, view.template begin<n>(i * Team::size + team.lane), y[i], v[i]);
+#pragma unroll
+    for (int i = 0; i < chunks; ++i) {
+#pragma unroll
+        for (int j = 0; j < n; ++j) total.add(y[i][j], v[i][j]);
+    }
+    team.reduce(total);
+    Product<P> product(total);
+    if constexpr (P::verb != log_softmax_vjp) {
 #pragma unroll
         for (int i = 0; i < chunks; ++i) {
 #pragma unroll
-            for (int j = 0; j < n; ++j) total.add(y[i][j], v[i][j]);
+            for (int j = 0; j < n; ++j) mean.add(y[i][j], v[i][j], product.pivot);
         }
-        team.reduce(total);
-        Product<P> product(total);
-        if constexpr (P::verb != log_softmax_vjp) {
+        team.reduce(mean);
+        product.finish(mean);
+    }
+    if (!view.exists) return;
 #pragma unroll
-            for (int i = 0; i < chunks; ++i) {
-#pragma unroll
-                for (int j = 0; j < n; ++j) mean.add(y[i][j], v[i][j], product.pivot);
-            }
-            team.reduce(mean);
-            product.finish(mean);
-        }
-        if (!view.exists) continue;
-#pragma unroll
-        for (int i = 0; i < chunks; ++i) store_pair<P, n>(view, product, (i * Team::size + team.lane) * n, y[i], v[i]);
+    for (int i = 0; i < chunks; ++i) {
+        store_results(view, product, view.template begin<n>(i * Team::size + team.lane), y[i], v[i]);
+    }
+}
+
+template <class P, class Team, int n, int chunks>
+__global__ void __launch_bounds__(Team::threads) product_resident(const Arguments a) {
+    Team team;
+    for (Int64 first = Int64(blockIdx.x) * Team::rows; first < a.rows; first += Int64(gridDim.x) * Team::rows) {
+        product_in_registers<n, chunks>(View<P>(a, first + team.slot), team);
     }
 }
 
@@ -117,14 +111,15 @@ template <class P, class Team, int n>
 __global__ void __launch_bounds__(Team::threads) product_swept(const Arguments a) {
     typedef typename P::A::Real Real;
     Team team;
-    const int begin = team.lane * n, stride = Team::size * n;
+    constexpr int stride = Team::size * n, together = n == 1 ? 4 : 2;  // twice as many vectors spill 392 bytes
     for (Int64 first = Int64(blockIdx.x) * Team::rows; first < a.rows; first += Int64(gridDim.x) * Team::rows) {
         View<P> view(a, first + team.slot);
+        const int begin = view.template begin<n>(team.lane);
         Real y[n], v[n];
         ProductTotal<P> total;
         ProductMean<P> mean;
         if constexpr (P::verb != log_softmax_jvp) {
-#pragma unroll 4
+#pragma unroll together
             for (int c = begin; c < view.classes; c += stride) {
                 read_pair<P, n>(view, c, y, v);
 #pragma unroll
@@ -134,7 +129,7 @@ __global__ void __launch_bounds__(Team::threads) product_swept(const Arguments a
         }
         Product<P> product(total);
         if constexpr (P::verb != log_softmax_vjp) {
-#pragma unroll 4
+#pragma unroll together
             for (int c = begin; c < view.classes; c += stride) {
                 read_pair<P, n>(view, c, y, v);
 #pragma unroll
@@ -146,7 +141,7 @@ __global__ void __launch_bounds__(Team::threads) product_swept(const Arguments a
         if (!view.exists) continue;
         for (int c = begin; c < view.classes; c += stride) {
             read_pair<P, n>(view, c, y, v);
-            store_pair<P, n>(view, product, c, y, v);
+            store_results(view, product, c, y, v);
         }
     }
 }

@@ -1,14 +1,11 @@
-// What a verb makes of a finished row: a number for the row, and one for each class.
+// What a verb makes of a finished row: a number for the row, and one for each class, from what was kept of it and its
+// target.
 
 namespace xsoftmax {
 
-// Logits of N classes: n side by side from c on, and again every `stride`; from `end` on there are none.
+// Of N logits n are side by side from class c on, and so again every `stride`; from `end` on there are none.
 struct Classes {
     int c, stride, end;
-    template <int n>
-    XS_FUNCTION int at(int j) const {
-        return c + j / n * stride + j % n;
-    }
 };
 
 // The row alone, or with its targets; `keeps_terms`: a result follows from a class's w, else from its logit.
@@ -73,29 +70,31 @@ struct Parts<P, target_loss> {
     template <int n, int N>
     XS_FUNCTION static void read(const View<P>& view, Classes classes, Real (&t)[N]) {
 #pragma unroll
-        for (int j = 0; j < N; ++j) t[j] = view.target(classes.at<n>(j), classes.end);
+        for (int k = 0; k < N / n; ++k) view.template read_targets<n>(classes.c + k * classes.stride, classes.end, t + k * n);
     }
 };
 
 template <class P, Verb verb = P::verb>
 struct Results;
 
-template <class P>
-struct Results<P, softmax> {
+// A function of what is kept of a class.
+template <class P, class Function>
+struct EachClass {
     typedef typename P::A::Real Real;
-    Softmax<typename P::A> y;
-    XS_FUNCTION Results(const View<P>&, const Parts<P>& parts, Real) : y(RowSums(parts.row)) {}
+    Function y;
+    XS_FUNCTION EachClass(const View<P>&, const Parts<P>& parts, Real) : y(RowSums(parts.row)) {}
     XS_FUNCTION void store(const View<P>&) const {}
-    XS_FUNCTION Real operator()(const View<P>&, int, Real w) const { return y(w); }
+    XS_FUNCTION Real operator()(const View<P>&, int, Real kept, Real) const { return y(kept); }
 };
 
 template <class P>
-struct Results<P, log_softmax> {
-    typedef typename P::A::Real Real;
-    LogSoftmax<typename P::A> log_y;
-    XS_FUNCTION Results(const View<P>&, const Parts<P>& parts, Real) : log_y(RowSums(parts.row)) {}
-    XS_FUNCTION void store(const View<P>&) const {}
-    XS_FUNCTION Real operator()(const View<P>&, int, Real x) const { return log_y(x); }
+struct Results<P, softmax> : EachClass<P, Softmax<typename P::A>> {
+    using EachClass<P, Softmax<typename P::A>>::EachClass;
+};
+
+template <class P>
+struct Results<P, log_softmax> : EachClass<P, LogSoftmax<typename P::A>> {
+    using EachClass<P, LogSoftmax<typename P::A>>::EachClass;
 };
 
 template <class P>
@@ -107,6 +106,11 @@ struct Results<P, logsumexp> {
         narrow(value, static_cast<typename P::T*>(view.a.value)[view.row]);
     }
 };
+
+template <class P>
+XS_FUNCTION void store_loss(const View<P>& view, double loss) {
+    if (view.a.value) static_cast<double*>(view.a.value)[view.row] = loss;
+}
 
 template <class P>
 struct Results<P, label_loss> {
@@ -124,11 +128,9 @@ struct Results<P, label_loss> {
           scale(view.scale()),
           shares(sums, scale * loss.pull),
           at_label(Real(scale * loss.at_label)) {}
-    XS_FUNCTION void store(const View<P>& view) const {
-        if (view.a.value) static_cast<double*>(view.a.value)[view.row] = loss.loss;
-    }
+    XS_FUNCTION void store(const View<P>& view) const { store_loss(view, loss.loss); }
     // A row that is absent has gradient 0, whatever it holds.
-    XS_FUNCTION Real operator()(const View<P>& view, int c, Real w) const {
+    XS_FUNCTION Real operator()(const View<P>& view, int c, Real w, Real) const {
         return scale == 0.0 ? Real(0) : c == view.label ? at_label : shares(w);
     }
 };
@@ -143,11 +145,9 @@ struct Results<P, target_loss> {
     XS_FUNCTION Results(const View<P>& view, const Parts<P>& parts, Real)
         : scale(view.scale()),
           loss(RowSums(parts.both.row), parts.both.row.at, parts.both.sums, view.zeta(), scale) {}
-    XS_FUNCTION void store(const View<P>& view) const {
-        if (view.a.value) static_cast<double*>(view.a.value)[view.row] = loss.loss;
-    }
-    XS_FUNCTION Real operator()(const View<P>& view, int c, Real w) const {
-        return scale == 0.0 ? Real(0) : loss.gradient(view.target(c), w);
+    XS_FUNCTION void store(const View<P>& view) const { store_loss(view, loss.loss); }
+    XS_FUNCTION Real operator()(const View<P>&, int, Real w, Real t) const {
+        return scale == 0.0 ? Real(0) : loss.gradient(t, w);
     }
 };
 

@@ -23,12 +23,8 @@ struct Float64 {
 };
 
 // float32 in float64, transformed there before: rounded once, 0.5 ulp.
-struct Float32Transformed {
-    typedef double Real;
-    typedef double Compared;
-    static constexpr int top = 500;
-    static constexpr double reach = 760.0, unshifted = 0x1p20;
-    static constexpr bool low_terms = false, low_ratio = false;
+struct Float32Transformed : Float64 {
+    static constexpr bool low_ratio = false;
     static XS_FUNCTION Sum<double> exp(double x, int k) { return {exp_short(x, k), 0.0}; }
 };
 

@@ -1,4 +1,5 @@
-// Threads that share a row, and how their parts of it come together. After `reduce` all of them hold the same bits.
+// Threads that share a row, and how their parts of it come together. After `reduce` all of them hold the same bits, and
+// each may overwrite what another read before.
 //
 // A team has `threads` in a block, `rows` that a block takes at once, `size` threads of a row, and for each thread its
 // row's `slot` in the block and its `lane` in the row.
@@ -76,6 +77,7 @@ struct Lanes {
     template <class S>
     XS_FUNCTION void reduce(S& s) const {
         reduce_lanes<lanes>(s);
+        if (lanes > 1) __syncwarp();
     }
 };
 

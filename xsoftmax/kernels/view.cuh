@@ -33,7 +33,20 @@ struct Problem {
     typedef U_ U;
     static constexpr Verb verb = verb_;
     static constexpr bool options = options_, product = verb >= softmax_product;
+    static constexpr bool loss = verb == label_loss || verb == target_loss, has_targets = verb == target_loss || product;
 };
+
+template <class Real>
+XS_CALLED Real softcapped(Real x, Real cap) {
+    return is_finite(x) ? cap * tanh(x / cap) : x;
+}
+
+// Its derivative sech²(x / cap); 1 − tanh² would cancel
+template <class Real>
+XS_CALLED Real softcap_slope(Real x, Real cap) {
+    Real u = x / cap, e = exp(-2 * (u < 0 ? -u : u));
+    return 4 * e / ((1 + e) * (1 + e));
+}
 
 template <class P>
 struct View {
@@ -63,7 +76,7 @@ struct View {
     }
 
     XS_FUNCTION bool label_exists() const { return label >= 0 && label < classes; }
-    XS_FUNCTION Real at_label() const { return label_exists() ? logit(element(label), label) : Real(0); }
+    XS_FUNCTION Real at_label() const { return label_exists() ? logit(x[place<1>(label, a.x.step)], label) : Real(0); }
     XS_FUNCTION double zeta() const { return a.zeta ? a.zeta[row * a.zeta_step] : a.z_loss; }
     XS_FUNCTION double scale() const { return a.scale ? a.scale[row * a.scale_step] : a.factor; }
     // A label that is none makes its row nan.
@@ -71,50 +84,46 @@ struct View {
 
     XS_FUNCTION bool kept(Int64 c) const { return !P::options || !where || where[c * a.where.step]; }
 
-    // n classes from c on; from `end` on nothing is read, logits are −∞ and targets 0.
+    // Where a lane begins that reads vectors of n classes. They lie at multiples of 16 bytes: the first may start before
+    // the row, and is then read and written class by class, as one that ends behind it.
+    template <int n>
+    XS_FUNCTION int begin(int lane) const {
+        return lane * n - (n == 1 ? 0 : int(reinterpret_cast<unsigned long long>(x) / sizeof(T) % n));
+    }
+
+    // n classes from c on; before the row and from `end` on nothing is read, logits are −∞ and targets 0.
     template <int n>
     XS_FUNCTION Vector<T, n> elements(int c, int end) const {
-        Vector<T, n> v = {};
-        if (n > 1 && c + n <= end) return *reinterpret_cast<const Vector<T, n>*>(x + c);
-#pragma unroll
-        for (int j = 0; j < n; ++j) {
-            if (c + j < end) v.at[j] = element(c + j);
-        }
-        return v;
+        return read<n>(x, a.x.step, c, end);
     }
     template <int n>
     XS_FUNCTION void logits(const Vector<T, n>& v, int c, int end, Real* z) const {
 #pragma unroll
-        for (int j = 0; j < n; ++j) z[j] = c + j < end ? logit(v.at[j], c + j) : -Format<Real>::infinity();
+        for (int j = 0; j < n; ++j) z[j] = is_in(c + j, end) ? logit(v.at[j], c + j) : -Format<Real>::infinity();
     }
-    XS_FUNCTION Real target(int c, int end) const { return c < end ? target(c) : Real(0); }
-    XS_FUNCTION Real target(int c) const {
-        if constexpr (P::verb != target_loss && !P::product) {
-            return 0;
-        } else if constexpr (!P::options) {
-            return Real(widened(targets[c]));
-        } else if constexpr (P::product) {
-            return kept(c) ? Real(widened(targets[c * a.targets.step])) : Real(0);
-        } else {
-            double t = label_exists() ? c == label : nan();  // also where a mask hides it: a loss of ∞, as without
-            if (targets) t = kept(c) ? double(widened(targets[c * a.targets.step])) : 0.0;
-            if (a.smoothing != 0.0) t = (1.0 - a.smoothing) * t + (kept(c) ? share : 0.0);
-            return Real(a.weight ? t * a.weight[c] : t);
-        }
+    template <int n>
+    XS_FUNCTION void read_targets(int c, int end, Real* t) const {
+        Vector<U, n> v = {};
+        if (P::has_targets && targets) v = read<n>(targets, a.targets.step, c, end);
+#pragma unroll
+        for (int j = 0; j < n; ++j) t[j] = P::has_targets && is_in(c + j, end) ? target(v.at[j], c + j) : Real(0);
     }
 
     template <int n>
     XS_FUNCTION void store(int c, const Real* values) const {
-        Vector<T, n> v;
+        Vector<T, n> v, again = {};
+        if (P::options && P::loss && a.softcap != 0.0) again = elements<n>(c, classes);
 #pragma unroll
-        for (int j = 0; j < n; ++j) narrow(c + j < classes ? result(c + j, values[j]) : Real(0), v.at[j]);
-        if (n > 1 && c + n <= classes) {
+        for (int j = 0; j < n; ++j) {
+            narrow(is_in(c + j, classes) ? result(c + j, values[j], again.at[j]) : Real(0), v.at[j]);
+        }
+        if (n > 1 && c >= 0 && c + n <= classes) {
             *reinterpret_cast<Vector<T, n>*>(y + c) = v;
             return;
         }
 #pragma unroll
         for (int j = 0; j < n; ++j) {
-            if (c + j < classes) y[P::options ? (c + j) * a.y.step : c + j] = v.at[j];
+            if (is_in(c + j, classes)) y[place<n>(c + j, a.y.step)] = v.at[j];
         }
     }
 
@@ -125,31 +134,53 @@ struct View {
         Int64 outer = a.inner_rows == 1 ? row : row / a.inner_rows, inner = row - outer * a.inner_rows;
         return static_cast<E*>(place.data) + outer * place.outer + inner * place.inner;
     }
-    XS_FUNCTION T element(Int64 c) const { return x[P::options ? c * a.x.step : c]; }
+    static XS_FUNCTION bool is_in(int c, int end) { return unsigned(c) < unsigned(end); }
+    // Vectors are of classes side by side, single ones may be `step` apart.
+    template <int n>
+    static XS_FUNCTION Int64 place(Int64 c, Int64 step) {
+        return P::options && n == 1 ? c * step : c;
+    }
+    template <int n, class E>
+    static XS_FUNCTION Vector<E, n> read(const E* from, Int64 step, int c, int end) {
+        if (n > 1 && c >= 0 && c + n <= end) return *reinterpret_cast<const Vector<E, n>*>(from + c);
+        Vector<E, n> v = {};
+#pragma unroll
+        for (int j = 0; j < n; ++j) {
+            if (is_in(c + j, end)) v.at[j] = from[place<n>(c + j, step)];
+        }
+        return v;
+    }
 
     XS_FUNCTION Real logit(T element, Int64 c) const {
         Real z = widened(element);
         if constexpr (P::options) {
             if (!kept(c)) return -Format<Real>::infinity();
-            if (a.softcap != 0.0 && is_finite(z)) z = Real(a.softcap) * tanh(z / Real(a.softcap));
+            if (a.softcap != 0.0) z = softcapped(z, Real(a.softcap));
             if (a.temperature != 1.0) z = z / Real(a.temperature);
         }
         return z;
     }
-    XS_FUNCTION Real result(int c, Real value) const {
+    XS_FUNCTION Real target(U element, int c) const {
+        if constexpr (!P::options) {
+            return Real(widened(element));
+        } else if constexpr (P::product) {
+            return kept(c) ? Real(widened(element)) : Real(0);
+        } else {
+            double t = label_exists() ? c == label : nan();  // also where a mask hides it: a loss of ∞, as without
+            if (targets) t = kept(c) ? double(widened(element)) : 0.0;
+            if (a.smoothing != 0.0) t = (1.0 - a.smoothing) * t + (kept(c) ? share : 0.0);
+            return Real(a.weight ? t * a.weight[c] : t);
+        }
+    }
+    XS_FUNCTION Real result(int c, Real value, T element) const {
         if constexpr (P::options) {
             if (!kept(c)) return P::verb == log_softmax ? -Format<Real>::infinity() : Real(0);
-            if (P::verb == label_loss || P::verb == target_loss) return value == 0 ? value : value * slope(c);
+            if (P::loss && value != 0) {
+                if (a.softcap != 0.0) value *= softcap_slope(Real(widened(element)), Real(a.softcap));
+                return value / Real(a.temperature);
+            }
         }
         return value;
-    }
-    // dz/dx = sech²(x / softcap) / temperature; 1 − tanh² would cancel
-    XS_FUNCTION Real slope(int c) const {
-        Real slope = Real(1) / Real(a.temperature);
-        if (a.softcap == 0.0) return slope;
-        Real u = Real(widened(element(c))) / Real(a.softcap);
-        Real e = exp(-2 * (u < 0 ? -u : u));
-        return slope * (4 * e / ((1 + e) * (1 + e)));
     }
 };
 

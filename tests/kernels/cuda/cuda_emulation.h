@@ -22,7 +22,7 @@ struct Thread {
     Index index, block;
     ucontext_t context;
     std::vector<char> stack = std::vector<char>(128 << 10);
-    long shuffles = 0, barriers = 0, cluster_barriers = 0;
+    long shuffles = 0, warp_barriers = 0, barriers = 0, cluster_barriers = 0;
     int sent[2];
     bool done = false;
 };
@@ -98,6 +98,11 @@ inline int __shfl_xor_sync(unsigned, int value, int distance) {
     threads[me].sent[turn] = value;
     wait(&Thread::shuffles, warp, warp + 32);
     return threads[me ^ distance].sent[turn];
+}
+
+inline void __syncwarp() {
+    unsigned first = emulation::current / 32 * 32;
+    emulation::wait(&emulation::Thread::warp_barriers, first, first + 32);
 }
 
 inline void __syncthreads() {

@@ -36,18 +36,24 @@ DTYPES = {
     "Float32Pairs": "float32",
     "Float16": "float16",
 }
+WEIGHING = ("weigh", "count_part", "scale_part", "sum_losses", "sum_part", "join_losses")
 VERBS = ["softmax", "log_softmax", "logsumexp", "label_loss", "target_loss", *cuda.PRODUCTS]
 
 
-def kernels(problem, *, sizes, clusters):
-    """Names for rows of these sizes, side by side and not, few and many."""
+# in memory, rows of these lengths: of each kernel the instantiations that need most registers
+SIZES = {"packed": (13, 301, 3001, 10_001, 100_001, 3_000_001), "apart": (100, 3000, 10_000, 100_000, 3_000_000)}
+SIZES_OF_OPTIONS = {"packed": (13, 301, 2001, 10_001, 100_001), "apart": (2000, 100_000), "across": (100, 3000)}
+
+
+def kernels(problem, sizes, *, clusters):
+    """Names for few and many rows."""
     device = DEVICE._replace(clusters=clusters)
     writes = (False,) if problem.verb == "logsumexp" else (True, False) if problem.verb in cuda.LOSSES else (True,)
     names = {}
-    layouts = ("apart", "across") if problem.options else ("aligned", "apart")
-    for classes, rows, memory, write in itertools.product(sizes, (8, 1 << 16), layouts, writes):
-        found = cuda.launch(problem, rows, classes, device, memory=memory, writes=write)
-        names.update(dict.fromkeys(found.kernels))
+    for memory in sizes:
+        for classes, rows, write in itertools.product(sizes[memory], (8, 1 << 16), writes):
+            found = cuda.launch(problem, rows, classes, device, memory=memory, writes=write)
+            names.update(dict.fromkeys(found.kernels))
     return list(names)
 
 
@@ -55,11 +61,10 @@ def instantiations(arithmetic, *, clusters):
     """bfloat16 differs from float16 by how an element is read and written alone."""
     for verb in VERBS:
         if arithmetic != "Float32Transformed":
-            plain = cuda.Problem(arithmetic, DTYPES[arithmetic], verb)
-            yield from kernels(plain, sizes=(3, 100, 3000, 20_000, 100_000, 3_000_000), clusters=clusters)
-        if arithmetic != "Float32Wide":
+            yield from kernels(cuda.Problem(arithmetic, DTYPES[arithmetic], verb), SIZES, clusters=clusters)
+        if arithmetic != "Float32Wide" or verb == "softmax":  # with a mask alone
             options = cuda.Problem(arithmetic, DTYPES[arithmetic], verb, options=True)
-            yield from kernels(options, sizes=(3, 100, 20_000), clusters=clusters)
+            yield from kernels(options, SIZES_OF_OPTIONS, clusters=clusters)
 
 
 class Compiler:
@@ -137,10 +142,13 @@ def test_every_kernel(compiler, arithmetic, architecture, tmp_path):
 @pytest.mark.parametrize("architecture", [70, 100, 120])
 def test_one_of_each_kernel(compiler, architecture, tmp_path):
     problem = cuda.Problem("Float32Pairs", "bfloat16", "label_loss")
-    names = kernels(problem, sizes=(100, 30_000, 100_000, 3_000_000), clusters=architecture >= 90)
+    names = kernels(problem, {"packed": (13, 301, 30_001, 100_001, 3_000_001)}, clusters=architecture >= 90)
     for verb in cuda.PRODUCTS:
-        names += kernels(cuda.Problem("Float16", "bfloat16", verb), sizes=(100, 30_000), clusters=False)
-    assert len({re.match(r"xsoftmax::(\w+)", name)[1] for name in names}) == (8 if architecture >= 90 else 7)
+        names += kernels(cuda.Problem("Float16", "bfloat16", verb), {"packed": (301, 30_001)}, clusters=False)
+    names += [f"xsoftmax::{kernel}<256>" for kernel in WEIGHING]
+    assert len({re.match(r"xsoftmax::(\w+)", name)[1] for name in names}) - len(WEIGHING) == (
+        9 if architecture >= 90 else 8
+    )
     check(compiler, names, architecture, tmp_path)
 
 
