@@ -112,24 +112,23 @@ def test_files(run, tmp_path, capsys):
     assert "softmax bfloat16 30 × 50: xsoftmax:array_api " in capsys.readouterr().out
 
 
-def test_torch_and_jax(run):
+def test_torch(run):
     pytest.importorskip("torch")
-    pytest.importorskip("jax")
-    names = ["torch", "jax", "xsoftmax:torch_cuda"]
     shapes = ["--shape", "4,10", "30,64", "3,5,2"]
-    rows = run(*shapes, "--dtype", "float32", "bfloat16", "float16", "--contender", *names)["rows"]
-    timed = {"torch": [], "jax": []}
+    rows = run(*shapes, "--dtype", "float32", "bfloat16", "--contender", "torch", "xsoftmax:torch_cuda")["rows"]
     for row in rows:
-        if row["contender"] == "xsoftmax:torch_cuda":
+        if row["contender"] == "torch":
+            assert row["status"] == "timed"
+        else:
             assert row["status"] == "skipped"
             assert "torch_cuda" in row["reason"]
-        elif row["status"] == "timed":
-            timed[row["contender"]].append(row)
-        else:  # bfloat16 and float16 losses of these are not always half right
-            assert row["status"] == "wrong"
-    assert len(timed["torch"]) > 30
-    assert len(timed["jax"]) > 30
-    assert {row["batch"] for row in timed["jax"] if row["shape"] != [4, 10]} == {20}
+
+
+def test_jax(run):
+    pytest.importorskip("jax")
+    verbs = ["--verb", "softmax", "cross_entropy_and_grad"]
+    rows = run(*verbs, "--shape", "30,64", "--dtype", "bfloat16", "float32", "--contender", "jax")["rows"]
+    assert [(row["status"], row["clock"], row["batch"]) for row in rows] == [("timed", "host", 20)] * 4
 
 
 def test_jax_takes_copies_in_turn():

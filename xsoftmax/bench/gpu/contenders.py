@@ -136,7 +136,7 @@ class JAXOnDevice(JAX):
 
     @staticmethod
     def arrays_of(inputs: Inputs) -> tuple:
-        from jax import lax
+        import jax
         from jax import numpy as jnp
 
         number = min(MOST_COPIES, math.ceil(ROTATED / inputs.x.nbytes))
@@ -144,8 +144,8 @@ class JAXOnDevice(JAX):
             copies = [jnp.array(jnp.from_dlpack(inputs.x), copy=True) for _ in range(number)]
         else:
             bits = jnp.from_dlpack(inputs.x.view("int16"))
-            copies = [lax.bitcast_convert_type(bits, jnp.bfloat16) for _ in range(number)]
-        return copies, jnp.from_dlpack(inputs.labels)
+            copies = [jax.lax.bitcast_convert_type(bits, jnp.bfloat16) for _ in range(number)]
+        return jax.block_until_ready((copies, jnp.from_dlpack(inputs.labels)))
 
     def to_array(self, array: Any, inputs: Inputs) -> Any:
         if array.dtype.name != "bfloat16":
