@@ -356,7 +356,8 @@ class XSoftmaxJAX(JAX):
     def calls(self, inputs: Inputs, out: Any) -> dict[str, Thunk]:
         if out is not None:
             return {}
-        ours = _ours(*inputs.once(self.arrays_of), inputs.axis, None)
+        x, labels = inputs.once(self.arrays_of)
+        ours = _ours(x, labels, inputs.axis, None)
         return {verb: partial(self._waited, call) for verb, call in ours.items()}
 
     def needs(self, verb: str, x: Any) -> float:
