@@ -1,6 +1,8 @@
 """The GPU benchmark without a GPU: NumPy and the host's clock in its place, and the parts that need neither."""
 
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -141,6 +143,23 @@ def test_jax_takes_copies_in_turn():
         copies, _ = jax.arrays_of(Inputs.random(shape, "float32", 1))
         assert len({copy.unsafe_buffer_pointer() for copy in copies}) == number
     assert jax.call("softmax", Inputs.random((4, 10), "float32", 1), out=False).finish is not None
+
+
+INTERPRETED = """
+import torch
+from xsoftmax.bench.gpu.triton_softmax import softmax
+for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    for shape in ((5, 10), (3, 1), (2, 50_257)):
+        x = (3 * torch.randn(shape)).to(dtype)
+        torch.testing.assert_close(softmax(x), torch.softmax(x, 1))
+"""
+
+
+def test_triton_kernel_interpreted():
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, check=True)
 
 
 @pytest.mark.parametrize("name, library", [("liger", "liger_kernel"), ("quack", "quack"), ("triton", "triton")])
@@ -352,8 +371,6 @@ def test_usage(run, arguments):
 
 
 def test_no_array_library_is_imported_for_help():
-    import subprocess
-
     code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"cupy", "torch", "jax", "triton"} & set(loaded)

@@ -14,7 +14,7 @@ WARPS = ((2_048, 4), (8_192, 8), (RESIDENT, 16))
 
 
 @triton.jit
-def _resident(y, x, classes, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+def _resident(y, x, classes: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     start = tl.program_id(0).to(tl.int64) * classes
     at = tl.arange(0, BLOCK)
     kept = at < classes
@@ -24,7 +24,7 @@ def _resident(y, x, classes, BLOCK: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _online(y, x, classes, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+def _online(y, x, classes: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     start = tl.program_id(0).to(tl.int64) * classes
     m = tl.full((), -float("inf"), WIDE)
     s = tl.full((), 0.0, WIDE)
