@@ -116,7 +116,7 @@ def test_files(run, tmp_path, capsys):
 
 def test_torch(run):
     pytest.importorskip("torch")
-    shapes = ["--shape", "4,10", "30,64", "3,5,2"]
+    shapes = ["--shape", "30,64", "3,5,2"]
     rows = run(*shapes, "--dtype", "float32", "bfloat16", "--contender", "torch", "xsoftmax:torch_cuda")["rows"]
     for row in rows:
         if row["contender"] == "torch":
@@ -354,7 +354,8 @@ class TestReport:
         (found,) = gpu_plots.draw(rows, tmp_path, "here")
         assert found.name == "here-copy-float32.png"
         pixels = plt.imread(found)[..., :3]
-        assert 0.005 < np.mean(np.any(pixels < 0.99, axis=-1)) < 0.9
+        green = np.array([44, 160, 44]) / 255  # PyTorch's line
+        assert np.sum(np.abs(pixels - green).max(axis=-1) < 0.01) > 100
 
     def test_small_arrays_are_not_drawn(self, rows, tmp_path):
         pytest.importorskip("matplotlib")
