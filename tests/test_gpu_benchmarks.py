@@ -185,6 +185,21 @@ def test_another_library_may_be_wrong(run, contenders, tmp_path):
     assert "| planted | wrong | is off by " in (tmp_path / "here.md").read_text()
 
 
+def test_an_error_when_timed(run, contenders):
+    calls = []
+
+    def softmax(inputs):
+        calls.append(None)
+        if len(calls) > 1:
+            raise MemoryError("full\nof what")
+        return xs.softmax(inputs.x)
+
+    contenders("planted", softmax=softmax)
+    rows = run("--shape", "5,10", "--dtype", "float32", "--verb", "softmax", "--contender", "planted", OURS)["rows"]
+    assert [row["status"] for row in rows] == ["skipped", "timed"]
+    assert rows[0]["reason"] == "when timed: MemoryError: full"
+
+
 def test_xsoftmax_may_not(run, contenders):
     contenders("xsoftmax:planted", softmax=lambda inputs: xs.softmax(inputs.x) * np.float32(1.01))
     contenders("planted", softmax=lambda inputs: xs.softmax(inputs.x))

@@ -16,6 +16,11 @@ Key = tuple[str, bool]
 Clock = Callable[[dict[Key, Call]], tuple[dict[Key, list[float]], dict[Key, int]]]  # seconds of a call, calls in a run
 
 
+def summed_up(error: Exception) -> str:
+    first, _, _ = str(error).partition("\n")
+    return f"{type(error).__name__}: {first}"
+
+
 class Group:
     """All contenders on one verb, shape and dtype."""
 
@@ -44,8 +49,7 @@ class Group:
         except Unavailable as error:
             row.update(status="skipped", reason=str(error))
         except Exception as error:  # each library has its own for what it can't do
-            first, _, _ = str(error).partition("\n")
-            row.update(status="skipped", reason=f"{type(error).__name__}: {first}")
+            row.update(status="skipped", reason=summed_up(error))
         else:
             row["status"] = "timed"
             self.calls[name, out] = call
@@ -74,4 +78,8 @@ class Group:
                 low, middle, high = map(float, np.percentile(times, (25, 50, 75)))
                 figures = {"seconds": middle, "quartiles": [low, high], "best": min(times), "batch": batches[key]}
                 self.rows[key].update(figures, copy_seconds=copied, over_copy=middle / copied)
+        self.forget()
+
+    def forget(self) -> None:
+        """All calls but the copy, and what they hold."""
         self.calls = {(COPY, False): self.calls[COPY, False]}

@@ -15,7 +15,7 @@ import xsoftmax as xs
 from ...verify.inputs import numpy_dtype
 from ..choice import check_names, made
 from ..contenders import JAX, Contender
-from ..group import GIGABYTE, Group
+from ..group import GIGABYTE, Group, summed_up
 from ..inputs import Inputs
 from ..machine import describe
 from ..options import SMALL
@@ -116,8 +116,12 @@ def _timed(group: Group, found: Found, device: Device, repeats: int, deadline: f
         group.admit(name, contender, out=False)
         row = group.rows[name, False]
         if row["status"] == "timed":
-            group.time(partial(clock, device=device, repeats=repeats))
-            row |= _figures(row, group.inputs.x.nbytes, on_host=clock is on_host)
+            try:
+                group.time(partial(clock, device=device, repeats=repeats))
+                row |= _figures(row, group.inputs.x.nbytes, on_host=clock is on_host)
+            except Exception as error:  # such as no memory for calls in a queue; the others go on
+                group.forget()
+                row.update(status="skipped", reason=f"when timed: {summed_up(error)}")
         device.release()
         yield row
 
