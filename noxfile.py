@@ -168,6 +168,16 @@ def bench(session):
 
 
 @nox.session
+def bench_gpu(session):
+    """Time a GPU, into benchmarks/results; arguments are those of benchmarks/gpu.py. Fails where no device answers."""
+    version, reason = cuda_driver()
+    if not version:
+        session.error(f"CuPy: {reason}")
+    install(session, "cuda13x" if version >= 13000 else "cuda12x", "torch", "jax", "cli", "bench", constraints=())
+    session.run("python", "benchmarks/gpu.py", *session.posargs)
+
+
+@nox.session
 def lint(session):
     """Style and format."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))

@@ -19,7 +19,7 @@ import report
 
 from xsoftmax.bench.measure import Plan, measure
 from xsoftmax.bench.options import DTYPES, QUICK, VERBS, add_options
-from xsoftmax.bench.rows import Row
+from xsoftmax.bench.rows import Row, failed
 
 SHAPES = (
     (4, 10),
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report.summary_text(document["summary"]))
     for path in (target, target.with_suffix(".md"), *_drawn(document["rows"], options)):
         print(path)
-    return 0
+    return int(failed(document["rows"]))
 
 
 def _drawn(rows: list[Row], options: argparse.Namespace) -> list[Path]:

@@ -15,8 +15,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from xsoftmax.bench.rows import Row, unique
 
+Styles = dict[str, tuple[str, dict[str, str]]]
 # Few enough to be told apart: who, in the legend, and how.
-DRAWN = {
+DRAWN: Styles = {
     "numpy": ("NumPy, plain formula", {"color": "tab:blue", "marker": "s"}),
     "scipy": ("SciPy", {"color": "tab:orange", "marker": "^"}),
     "torch": ("PyTorch", {"color": "tab:green", "marker": "D"}),
@@ -36,11 +37,12 @@ def draw(rows: Sequence[Row], folder: Path, name: str) -> list[Path]:
         of_dtype = [row for row in seen if row["dtype"] == dtype]
         for kind, panel in (("time", _lines), ("ulps", _points)):
             paths.append(folder / f"{name}-{kind}-{dtype}.png")
-            _picture(of_dtype, dtype, panel).savefig(paths[-1], dpi=110)
+            picture(of_dtype, dtype, panel, "with out= where there is one").savefig(paths[-1], dpi=110)
     return paths
 
 
-def _picture(rows: Sequence[Row], dtype: str, panel: Callable) -> Figure:
+def picture(rows: Sequence[Row], dtype: str, panel: Callable, title: str) -> Figure:
+    """A panel for each verb, and one legend under its title."""
     verbs = unique(rows, "verb")
     columns = min(COLUMNS, len(verbs))
     lines = math.ceil(len(verbs) / columns)
@@ -56,43 +58,47 @@ def _picture(rows: Sequence[Row], dtype: str, panel: Callable) -> Figure:
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     for ax in panels[len(verbs) :]:
         ax.set_axis_off()
-    title = "with out= where there is one"
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, title=title)
     return figure
 
 
-def _series(rows: Sequence[Row]) -> Iterator[tuple[str, dict[str, str], list[Row]]]:
+def series(rows: Sequence[Row], drawn: Styles) -> Iterator[tuple[str, dict[str, str], list[Row]]]:
     """Label, style and rows of each contender: those with `out=`, where it has it."""
-    for name, (text, style) in DRAWN.items():
+    for name, (text, style) in drawn.items():
         same = [row for row in rows if row["contender"] == name]
         with_out = [row for row in same if row["out"]]
         if same:
             yield text, style, with_out or same
 
 
+def lines_by_length(ax: Axes, rows: Sequence[Row], figure: str, drawn: Styles) -> None:
+    """A figure of the largest matrix of each row length."""
+    for text, style, same in series([row for row in rows if len(row["shape"]) == 2], drawn):
+        largest = {row["shape"][1]: row[figure] for row in sorted(same, key=lambda row: row["shape"])}
+        ax.plot(sorted(largest), [largest[n] for n in sorted(largest)], **style, markersize=4, label=text)
+    ax.set(xscale="log", xlabel="classes in a row")
+    plain(ax.xaxis, 1)
+
+
 def _lines(ax: Axes, rows: Sequence[Row]) -> None:
-    """The largest matrix of each row length."""
     ax.axhline(1, color="tab:red", linestyle="--", label="copy on one thread")
-    for text, style, same in _series([row for row in rows if len(row["shape"]) == 2]):
-        largest = {row["shape"][1]: row["over_copy"] for row in sorted(same, key=lambda row: row["shape"])}
-        ax.loglog(sorted(largest), [largest[n] for n in sorted(largest)], **style, markersize=4, label=text)
-    ax.set(xlabel="classes in a row", ylabel="time over copy")
-    _plain(ax.xaxis, 1)
-    _plain(ax.yaxis, 1, 2, 5)
+    lines_by_length(ax, rows, "over_copy", DRAWN)
+    ax.set(yscale="log", ylabel="time over copy")
+    plain(ax.yaxis, 1, 2, 5)
 
 
 def _points(ax: Axes, rows: Sequence[Row]) -> None:
     """One point for each shape."""
     ax.axhline(0.5, color="tab:red", linestyle="--", label="correctly rounded")
-    for text, style, same in _series(rows):
+    for text, style, same in series(rows, DRAWN):
         errors = [max(row["ulps"], LEAST) for row in same]
         ax.scatter([row["over_copy"] for row in same], errors, **style, s=24, label=text)
     ax.set(xscale="log", yscale="log", xlabel="time over copy", ylabel="worst error in ulps")
-    _plain(ax.xaxis, 1, 2, 5)
-    _plain(ax.yaxis, 1)
+    plain(ax.xaxis, 1, 2, 5)
+    plain(ax.yaxis, 1)
 
 
-def _plain(axis: Axis, *leading: int) -> None:
+def plain(axis: Axis, *leading: int) -> None:
     """Plain numbers along a logarithmic axis, those that begin with one of these digits."""
     axis.set_major_locator(LogLocator(subs=leading))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))

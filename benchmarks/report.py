@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import geometric_mean
 from typing import Any
 
-from xsoftmax.bench.rows import Line, Row, by_verb_and_dtype, dimensions, label, not_timed, times, unique
+from xsoftmax.bench.options import SMALL
+from xsoftmax.bench.rows import Line, Row, by_verb_and_dtype, dimensions, label, not_timed, over_copy, times, unique
 
 OURS_ON_NUMPY = "xsoftmax:numpy_", "xsoftmax:array_api"
-SMALL = [4, 10]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -55,12 +55,15 @@ def summary(rows: Sequence[Row]) -> dict[str, list[Row]]:
         }
         for shape in unique(rows, "shape")
     ]
-    small = [
+    return {"geometric means": means, "worst": worst, "small calls": small_calls(rows)}
+
+
+def small_calls(rows: Sequence[Row]) -> list[Row]:
+    return [
         {key: row[key] for key in ("verb", "dtype", "contender", "out")} | {"microseconds": row["seconds"] * 1e6}
         for row in rows
-        if row["status"] == "timed" and row["shape"] == SMALL
+        if row["status"] == "timed" and row["shape"] == list(SMALL)
     ]
-    return {"geometric means": means, "worst": worst, "small calls": small}
 
 
 def _mean(found: Sequence[Row], verb: str, dtype: str) -> float | None:
@@ -80,11 +83,10 @@ def markdown(document: dict[str, Any]) -> str:
     """The machine, the summary, a table for each verb and dtype, and what was not timed."""
     machine, rows = document["machine"], document["rows"]
     caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
-    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     parts = [
         f"# Softmax and cross-entropy on {machine['name']}",
         f"{machine['processor']}, {machine['cores']} cores ({caches or 'caches unknown'}), "
-        f"{machine['threads']} threads; {machine['system']}, Python {machine['python']}; {libraries}; "
+        f"{machine['threads']} threads; {machine['system']}, Python {machine['python']}; {libraries(machine)}; "
         f"Numba {'on' if machine['numba'] else 'off'}; load before: {machine['load']}. "
         f"Medians of {document['repeats']} runs.",
         summary_text(document["summary"]),
@@ -94,9 +96,18 @@ def markdown(document: dict[str, Any]) -> str:
         "Losses are the mean over the rows. The classes of more than two dimensions are on axis 1.",
     ]
     for title, some in by_verb_and_dtype(rows):
-        parts += [f"### {title}", table(*times(some))]
+        parts += [f"### {title}", table(*times(some, over_copy))]
+    return "\n\n".join([*parts, *missing(rows)]) + "\n"
+
+
+def missing(rows: Sequence[Row]) -> list[str]:
+    """Who was not timed, and why."""
     header, lines = not_timed(rows)
-    return "\n\n".join([*parts, "## Not timed", table(header, lines) if lines else "Nothing."]) + "\n"
+    return ["## Not timed", table(header, lines) if lines else "Nothing."]
+
+
+def libraries(machine: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
 
 
 def summary_text(found: dict[str, list[Row]]) -> str:
@@ -115,7 +126,7 @@ def summary_text(found: dict[str, list[Row]]) -> str:
         "The worst ratio of each shape:",
         table(("shape", "xsoftmax / PyTorch, largest", "SciPy / xsoftmax, smallest"), worst),
         f"Microseconds of a call, {dimensions(SMALL)}:",
-        *([_small(found["small calls"], dtype) for dtype in unique(found["small calls"], "dtype")] or ["not measured"]),
+        *small_text(found["small calls"]),
     ]
     return "\n\n".join(parts)
 
@@ -134,6 +145,11 @@ def _where(row: Row | None) -> str:
     if row is None:
         return "–"
     return f"{row['ratio']:.3g} ({row['verb']}, {row['dtype']}{', out=' if row['out'] else ''})"
+
+
+def small_text(calls: Sequence[Row]) -> list[str]:
+    """A table for each dtype."""
+    return [_small(calls, dtype) for dtype in unique(calls, "dtype")] or ["not measured"]
 
 
 def _small(calls: Sequence[Row], dtype: str) -> str:

@@ -250,7 +250,7 @@ def _counts(summaries: list[Summary]) -> str:
 
 def _bench(options: argparse.Namespace) -> int:
     from .bench.measure import Plan, measure
-    from .bench.rows import OURS
+    from .bench.rows import failed
 
     with _asked():
         plan = Plan.of(options)
@@ -261,15 +261,14 @@ def _bench(options: argparse.Namespace) -> int:
             options.json.write_text(json.dumps(document, indent=1, allow_nan=False))
     rows = document["rows"]
     _print_times(document["machine"], rows)
-    off = any(row["status"] == "wrong" and row["contender"].startswith(OURS) for row in rows)
-    return FAILED if off or all(row["status"] != "timed" for row in rows) else 0
+    return FAILED if failed(rows) else 0
 
 
 def _print_times(machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from .bench.rows import OURS, by_verb_and_dtype, label, times, unique
+    from .bench.rows import OURS, by_verb_and_dtype, label, over_copy, times, unique
 
     console = _console()
     console.print(
@@ -278,7 +277,7 @@ def _print_times(machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         highlight=False,
     )
     for title, some in by_verb_and_dtype(rows):
-        header, lines = times(some)
+        header, lines = times(some, over_copy)
         table = Table(*header, title=title, title_justify="left")
         for line in lines:
             table.add_row(*line, style="bold" if line[0].startswith(OURS) else "")

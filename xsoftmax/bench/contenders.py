@@ -20,8 +20,10 @@ import xsoftmax as xs
 from ..implementations import REGISTRY
 from .inputs import Inputs
 from .options import VERBS
+from .tensors import from_torch, to_torch
 
 COPY = "copy"
+ON_LOGITS = ("softmax", "log_softmax", "logsumexp")
 Thunk = Callable[[], Any]
 
 
@@ -31,10 +33,11 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """What is timed, and what has to hold around it."""
+    """What is timed, and what has to hold around it; `finish` waits for a result that is not on the device's stream."""
 
     run: Thunk
     context: Callable[[], AbstractContextManager] = nullcontext
+    finish: Callable[[Any], Any] | None = None
 
 
 class Contender:
@@ -44,7 +47,7 @@ class Contender:
     arrays = 2.0
     more: ClassVar[dict[str, float]] = {}
 
-    def calls(self, inputs: Inputs, out: np.ndarray | None) -> dict[str, Thunk]:
+    def calls(self, inputs: Inputs, out: Any) -> dict[str, Thunk]:
         """The verbs that it has, with or without `out=`; results are (loss, gradient) or one array."""
         raise NotImplementedError
 
@@ -54,20 +57,25 @@ class Contender:
             raise Unavailable(f"has no {verb}{' with out=' if out else ''}")
         return Call(found[verb])
 
-    def to_numpy(self, array: Any) -> np.ndarray:
-        return np.asarray(array)
+    def to_array(self, array: Any, inputs: Inputs) -> Any:
+        """A result as an array of the inputs' library."""
+        return inputs.xp.asarray(array)
 
-    def needs(self, verb: str, x: np.ndarray) -> float:
+    def needs(self, verb: str, x: Any) -> float:
         """Bytes that a call makes."""
         return self.more.get(verb, self.arrays) * x.nbytes
 
 
 def copy(inputs: Inputs) -> Call:
     """What the ratios refer to."""
-    return Call(partial(np.copyto, inputs.buffer, inputs.x))
+    return Call(partial(inputs.xp.copyto, inputs.buffer, inputs.x))
 
 
-def _at_labels(x: np.ndarray, labels: np.ndarray, axis: int, xp: Any = np) -> Any:
+def arguments(verb: str, x: Any, labels: Any) -> tuple:
+    return (x,) if verb in ON_LOGITS else (x, labels)
+
+
+def _at_labels(x: Any, labels: Any, axis: int, xp: Any = np) -> Any:
     return xp.take_along_axis(x, xp.expand_dims(labels, axis), axis).squeeze(axis)
 
 
@@ -131,26 +139,16 @@ class SciPy(Contender):
 
         self.special = scipy.special
 
-    def calls(self, inputs: Inputs, out: np.ndarray | None) -> dict[str, Thunk]:
+    def calls(self, inputs: Inputs, out: Any) -> dict[str, Thunk]:
         if out is not None:
             return {}
-        verbs = ("softmax", "log_softmax", "logsumexp")
         found: dict[str, Thunk] = {
-            verb: partial(getattr(self.special, verb), inputs.x, axis=inputs.axis) for verb in verbs
+            verb: partial(getattr(self.special, verb), inputs.x, axis=inputs.axis) for verb in ON_LOGITS
         }
         return found | {"cross_entropy": partial(self.cross_entropy, inputs.x, inputs.labels, inputs.axis)}
 
     def cross_entropy(self, x: np.ndarray, labels: np.ndarray, axis: int) -> np.ndarray:
         return -_at_labels(self.special.log_softmax(x, axis=axis), labels, axis).mean()
-
-
-def _as_torch(a: np.ndarray) -> Any:
-    """The same memory; PyTorch does not know the bfloat16 of ml_dtypes."""
-    import torch
-
-    if a.dtype.name == "bfloat16":
-        return torch.from_numpy(a.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(a)
 
 
 class PyTorch(Contender):
@@ -161,16 +159,18 @@ class PyTorch(Contender):
         import torch
 
         self.torch = torch
-        self.backend = xs.backend("torch")
 
-    def calls(self, inputs: Inputs, out: np.ndarray | None) -> dict[str, Thunk]:
+    def prepared(self, function: Callable) -> Callable:
+        return function
+
+    def calls(self, inputs: Inputs, out: Any) -> dict[str, Thunk]:
         torch, axis = self.torch, inputs.axis
         self.torch.set_num_threads(inputs.threads)
-        x, labels = _as_torch(inputs.x), _as_torch(inputs.labels)
+        x, labels = to_torch(inputs.x), to_torch(inputs.labels)
         if out is not None:
-            to = _as_torch(out)
+            to = to_torch(out)
             return {verb: partial(getattr(torch, verb), x, axis, out=to) for verb in ("softmax", "log_softmax")}
-        loss = torch.nn.functional.cross_entropy
+        loss = self.prepared(torch.nn.functional.cross_entropy)
         leaf = x.detach().requires_grad_()
 
         def loss_and_grad() -> tuple:
@@ -178,13 +178,13 @@ class PyTorch(Contender):
             return value.detach(), torch.autograd.grad(value, leaf)[0]
 
         return {
-            **{verb: partial(getattr(torch, verb), x, axis) for verb in ("softmax", "log_softmax", "logsumexp")},
+            **{verb: partial(self.prepared(getattr(torch, verb)), x, axis) for verb in ON_LOGITS},
             "cross_entropy": partial(loss, x, labels),
             "cross_entropy_and_grad": loss_and_grad,
         }
 
-    def to_numpy(self, array: Any) -> np.ndarray:
-        return self.backend.to_numpy(array)
+    def to_array(self, array: Any, inputs: Inputs) -> Any:
+        return from_torch(array, inputs.xp)
 
 
 class JAX(Contender):
@@ -196,26 +196,29 @@ class JAX(Contender):
         self.jax = jax
         jax.config.update("jax_enable_x64", True)
 
-    def calls(self, inputs: Inputs, out: np.ndarray | None) -> dict[str, Thunk]:
-        if out is not None:
-            return {}
-        jax, axis = self.jax, inputs.axis
-        x, labels = inputs.once(self.arrays_of)
+    def compiled(self, axis: int) -> dict[str, Callable]:
+        jax = self.jax
 
         def loss(x: Any, labels: Any) -> Any:
             return (jax.nn.logsumexp(x, axis) - _at_labels(x, labels, axis, jax.numpy)).mean()
 
-        loss_and_grad = jax.jit(jax.value_and_grad(loss))
-        single: dict[str, tuple] = {
-            "softmax": (jax.jit(partial(jax.nn.softmax, axis=axis)), x),
-            "log_softmax": (jax.jit(partial(jax.nn.log_softmax, axis=axis)), x),
-            "logsumexp": (jax.jit(partial(jax.nn.logsumexp, axis=axis)), x),
-            "cross_entropy": (jax.jit(loss), x, labels),
-        }
         return {
-            **{verb: partial(lambda f, *a: f(*a).block_until_ready(), *given) for verb, given in single.items()},
-            "cross_entropy_and_grad": lambda: jax.block_until_ready(loss_and_grad(x, labels)),
+            **{verb: jax.jit(partial(getattr(jax.nn, verb), axis=axis)) for verb in ON_LOGITS},
+            "cross_entropy": jax.jit(loss),
+            "cross_entropy_and_grad": jax.jit(jax.value_and_grad(loss)),
         }
+
+    def calls(self, inputs: Inputs, out: np.ndarray | None) -> dict[str, Thunk]:
+        if out is not None:
+            return {}
+        arrays = inputs.once(self.arrays_of)
+        return {
+            verb: partial(self._waited, partial(function, *arguments(verb, *arrays)))
+            for verb, function in self.compiled(inputs.axis).items()
+        }
+
+    def _waited(self, call: Thunk) -> Any:
+        return self.jax.block_until_ready(call())
 
     @staticmethod
     def arrays_of(inputs: Inputs) -> tuple:
@@ -325,13 +328,13 @@ class XSoftmax(Contender):
     def __init__(self, implementation: str) -> None:
         self.implementation = implementation
 
-    def calls(self, inputs: Inputs, out: np.ndarray | None) -> dict[str, Thunk]:
+    def calls(self, inputs: Inputs, out: Any) -> dict[str, Thunk]:
         return _ours(inputs.x, inputs.labels, inputs.axis, out)
 
     def call(self, verb: str, inputs: Inputs, *, out: bool) -> Call:
         return Call(super().call(verb, inputs, out=out).run, partial(xs.use_implementation, self.implementation))
 
-    def needs(self, verb: str, x: np.ndarray) -> float:
+    def needs(self, verb: str, x: Any) -> float:
         return _formulas_need(verb, x) if self.implementation == "array_api" else super().needs(verb, x)
 
 
@@ -341,23 +344,23 @@ class XSoftmaxTorch(PyTorch):
     arrays = 2.0
     more: ClassVar[dict[str, float]] = {}
 
-    def calls(self, inputs: Inputs, out: np.ndarray | None) -> dict[str, Thunk]:
+    def calls(self, inputs: Inputs, out: Any) -> dict[str, Thunk]:
         self.torch.set_num_threads(inputs.threads)
-        to = None if out is None else _as_torch(out)
-        return _ours(_as_torch(inputs.x), _as_torch(inputs.labels), inputs.axis, to)
+        to = None if out is None else to_torch(out)
+        return _ours(to_torch(inputs.x), to_torch(inputs.labels), inputs.axis, to)
 
 
 class XSoftmaxJAX(JAX):
     """JAX's arrays, as a user calls it outside of `jit`."""
 
-    def calls(self, inputs: Inputs, out: np.ndarray | None) -> dict[str, Thunk]:
+    def calls(self, inputs: Inputs, out: Any) -> dict[str, Thunk]:
         if out is not None:
             return {}
         x, labels = inputs.once(self.arrays_of)
         ours = _ours(x, labels, inputs.axis, None)
-        return {verb: partial(lambda call: self.jax.block_until_ready(call()), call) for verb, call in ours.items()}
+        return {verb: partial(self._waited, call) for verb, call in ours.items()}
 
-    def needs(self, verb: str, x: np.ndarray) -> float:
+    def needs(self, verb: str, x: Any) -> float:
         return _formulas_need(verb, x)
 
 
@@ -365,7 +368,7 @@ def _ours(x: Any, labels: Any, axis: int, out: Any) -> dict[str, Thunk]:
     found: dict[str, Thunk] = {}
     for verb in VERBS:
         function = getattr(xs, verb)
-        given = (x, labels) if verb.startswith("cross_entropy") else (x,)
+        given = arguments(verb, x, labels)
         if out is None:
             found[verb] = partial(function, *given, axis=axis)
         elif "out" in inspect.signature(function).parameters:
@@ -373,9 +376,9 @@ def _ours(x: Any, labels: Any, axis: int, out: Any) -> dict[str, Thunk]:
     return found
 
 
-def _formulas_need(verb: str, x: np.ndarray) -> float:
+def _formulas_need(verb: str, x: Any) -> float:
     """Measured, in bytes an element: 34 for float64 and 42 for float32; with a gradient 58 and 66."""
-    return (70 if verb.startswith("cross_entropy") else 45) * x.size
+    return (45 if verb in ON_LOGITS else 70) * x.size
 
 
 CONTENDERS: dict[str, Callable[[], Contender]] = {

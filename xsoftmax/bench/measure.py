@@ -17,12 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import xsoftmax as xs
 
+from .choice import check_names, made
 from .contenders import CONTENDERS, JAX, Contender
 from .group import GIGABYTE, Group
 from .inputs import Inputs
 from .machine import describe
 from .options import WITH_OUT
-from .rows import Row, dimensions
+from .rows import Row, dimensions, skipped
+from .timing import interleaved
 
 BUSY = 0.5  # load, before anything is run
 
@@ -45,9 +47,7 @@ class Plan:
         return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
 
     def __post_init__(self) -> None:
-        for name in self.contender or ():
-            if name not in CONTENDERS:
-                raise ValueError(f"bench: unknown contender {name!r}, expected one of {', '.join(CONTENDERS)}")
+        check_names(self.contender or (), CONTENDERS)
 
     def __len__(self) -> int:
         """Groups."""
@@ -63,7 +63,7 @@ def measure(plan: Plan, name: str) -> Iterator[dict[str, Any]]:
         rows: list[Row] = []
         document: dict[str, Any] = {"machine": describe(name, threads), "repeats": plan.repeats, "rows": rows}
         warn_of_others(document["machine"])
-        found = made(plan.contender or list(CONTENDERS))
+        found = made(plan.contender or CONTENDERS, CONTENDERS)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         # drawn between the groups only: a thread that draws would disturb what is timed
         progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
@@ -92,32 +92,16 @@ def groups(
                     yield title, partial(_measured, verb, inputs, found, held, plan)
                 else:
                     reason = f"logits and copies need {needed:.1f} GB, allowed are {plan.memory:.1f}"
-                    yield title, partial(_all_skipped, verb, shape, dtype, list(found), reason)
+                    yield title, partial(skipped, verb, shape, dtype, found, reason)
 
 
 def _measured(verb: str, inputs: Inputs, found: dict[str, Contender | str], held: int, plan: Plan) -> list[Row]:
-    group = Group(verb, inputs, plan.memory * GIGABYTE, held)
+    group = Group(verb, inputs, plan.memory * GIGABYTE, held, spoil=partial(inputs.buffer.fill, math.nan))
     for name, contender in found.items():
         for out in (False, True) if verb in WITH_OUT else (False,):
             group.admit(name, contender, out=out)
-    group.time(plan.repeats, plan.pause / 1e3)
+    group.time(partial(interleaved, repeats=plan.repeats, pause=plan.pause / 1e3))
     return list(group.rows.values())
-
-
-def _all_skipped(verb: str, shape: Sequence[int], dtype: str, names: Sequence[str], reason: str) -> list[Row]:
-    row = {"verb": verb, "shape": list(shape), "axis": -1 if len(shape) == 2 else 1, "dtype": dtype}
-    return [row | {"contender": name, "out": False, "status": "skipped", "reason": reason} for name in names]
-
-
-def made(names: Sequence[str]) -> dict[str, Contender | str]:
-    """The contenders, or why they are not here."""
-    found: dict[str, Contender | str] = {}
-    for name in names:
-        try:
-            found[name] = CONTENDERS[name]()
-        except ImportError as error:
-            found[name] = f"not installed: {error}"
-    return found
 
 
 def limit_threads(stack: ExitStack, threads: int) -> None:

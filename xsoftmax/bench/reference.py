@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from .inputs import Inputs
 
 SAMPLE = 1 << 18  # elements that are compared
 PIECE = 1 << 20  # elements that are exponentiated at a time
+DEVICE_PIECE = 1 << 26  # on a device, in float64
 HALF = ("float16", "bfloat16")
 
 
@@ -34,7 +35,7 @@ class Reference:
     def __init__(self, verb: str, inputs: Inputs):
         self.inputs = inputs
         self.which = inputs.once(sampled)
-        x = self._rows(inputs.x)
+        x = inputs.rows(inputs.x, self.which)
         if verb == "logsumexp":
             value, unit = REFERENCES[verb]({"x": x})[0]
             self.parts = [Part(inputs.labels.shape, value, unit, unit)]
@@ -45,16 +46,12 @@ class Reference:
             loss = inputs.once(mean_loss)
             self.parts = [Part((), loss, loss, loss)]
             if verb == "cross_entropy_and_grad":
-                rows = {"logits": x, "targets": inputs.labels[self.which]}
+                rows = {"logits": x, "targets": inputs.rows(inputs.labels, self.which)}
                 value, unit = (a / Long(inputs.labels.size) for a in REFERENCES["cross_entropy_grad"](rows)[0])
                 # a confident, right row is all small: p − 1 is poor there, not wrong
                 self.parts.append(Part(inputs.x.shape, value, unit, np.asarray(1 / Long(inputs.labels.size))))
 
-    def _rows(self, a: np.ndarray) -> np.ndarray:
-        """The sampled rows, classes last."""
-        return np.moveaxis(a, self.inputs.axis, -1)[self.which]
-
-    def ulps(self, results: tuple[np.ndarray, ...]) -> float:
+    def ulps(self, results: tuple[Any, ...]) -> float:
         """The worst error in ulps of the exact result, of logsumexp in those of max(|m|, log s).
 
         Raises Wrong where less than half of the digits are right, measured at what is large in a row.
@@ -63,15 +60,12 @@ class Reference:
             raise Wrong(f"returns {len(results)} arrays, expected {len(self.parts)}")
         return max(self._worst(got, part) for got, part in zip(results, self.parts, strict=True))
 
-    def _worst(self, got: np.ndarray, part: Part) -> float:
+    def _worst(self, got: Any, part: Part) -> float:
         dtype, shape = self.inputs.x.dtype.name, part.shape
         dtypes = (dtype, "float32") if dtype in HALF and shape == () else (dtype,)
         if got.shape != shape or got.dtype.name not in dtypes:
             raise Wrong(f"returns {got.dtype.name} of shape {got.shape}, expected {dtype} of shape {shape}")
-        if shape == self.inputs.x.shape:
-            got = self._rows(got)
-        elif shape:
-            got = got[self.which]
+        got = self.inputs.rows(got, self.which) if shape else self.inputs.to_host(got)
         error = np.max(np.abs(got.astype(Long) - part.value) / part.scale)
         if not error <= 2.0 ** (-FORMATS[dtype].digits / 2):
             raise Wrong(f"is off by {float(error):.2g} of what is large in a row")
@@ -89,14 +83,15 @@ def sampled(inputs: Inputs) -> tuple[np.ndarray, ...]:
 
 
 def mean_loss(inputs: Inputs) -> np.ndarray:
-    """Mean of log Σ exp(x_i − m) + (m − x_t) over all rows."""
-    classes, size = inputs.x.shape[inputs.axis], inputs.labels.size
-    rows = max(1, PIECE // classes)
+    """Mean of log Σ exp(x_i − m) + (m − x_t) over all rows; on a device in float64."""
+    xp, on_host = inputs.xp, inputs.xp is np
+    wide, piece = (Long, PIECE) if on_host else (xp.float64, DEVICE_PIECE)
+    step = max(1, piece // inputs.x[0].size)
     total = Long(0)
-    for start in range(0, size, rows):
-        at = np.unravel_index(np.arange(start, min(start + rows, size)), inputs.labels.shape)
-        x = np.moveaxis(inputs.x, inputs.axis, -1)[at].astype(Long)
+    for start in range(0, len(inputs.x), step):
+        part = slice(start, start + step)
+        x = xp.moveaxis(inputs.x[part], inputs.axis, -1).astype(wide)
         m = x.max(axis=-1, keepdims=True)
-        far = (m - np.take_along_axis(x, inputs.labels[at][:, None], -1))[:, 0]
-        total += np.sum(np.log(np.sum(np.exp(x - m), axis=-1)) + far)
-    return np.asarray(total / size)
+        far = (m - xp.take_along_axis(x, inputs.labels[part][..., None], -1))[..., 0]
+        total += Long(inputs.to_host(xp.sum(xp.log(xp.sum(xp.exp(x - m), axis=-1)) + far)))
+    return np.asarray(total / inputs.labels.size)

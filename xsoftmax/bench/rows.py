@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from .inputs import class_axis
+
 Row = dict[str, Any]
 Line = tuple[str, ...]
 OURS = "xsoftmax:"
@@ -34,22 +36,38 @@ def by_verb_and_dtype(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
         yield f"{verb}, {dtype}", [row for row in rows if (row["verb"], row["dtype"]) == (verb, dtype)]
 
 
-def times(rows: Sequence[Row]) -> tuple[Line, list[Line]]:
-    """Header and lines: times over copy, worst errors in brackets; who was never timed has no line."""
+def skipped(verb: str, shape: Sequence[int], dtype: str, names: Iterable[str], reason: str) -> list[Row]:
+    """Rows of contenders that were not tried."""
+    row = {"verb": verb, "shape": list(shape), "axis": class_axis(shape), "dtype": dtype, "out": False}
+    return [row | {"contender": name, "status": "skipped", "reason": reason} for name in names]
+
+
+def failed(rows: Sequence[Row]) -> bool:
+    """Whether xsoftmax is wrong somewhere, or nothing was timed."""
+    off = any(row["status"] == "wrong" and row["contender"].startswith(OURS) for row in rows)
+    return off or all(row["status"] != "timed" for row in rows)
+
+
+def times(rows: Sequence[Row], figures: Callable[[Row], str]) -> tuple[Line, list[Line]]:
+    """Header and lines: the copy's times, and the figures of each contender; who was never timed has no line."""
     shapes = [dimensions(shape) for shape in unique(rows, "shape")]
     copies = {dimensions(r["shape"]): f"{r['copy_seconds'] * 1e3:.3g} ms" for r in rows if r["status"] == "timed"}
     lines = [("copy", *(copies.get(shape, "–") for shape in shapes))]
     for name in unique(rows, label):
-        cells = {dimensions(r["shape"]): _cell(r) for r in rows if label(r) == name}
+        cells = {dimensions(r["shape"]): _cell(r, figures) for r in rows if label(r) == name}
         line = [cells.get(shape, "–") for shape in shapes]
         if set(line) != {"–"}:
             lines.append((name, *line))
     return ("contender", *shapes), lines
 
 
-def _cell(row: Row) -> str:
+def _cell(row: Row, figures: Callable[[Row], str]) -> str:
     if row["status"] != "timed":
         return "✗" if row["status"] == "wrong" else "–"
+    return figures(row)
+
+
+def over_copy(row: Row) -> str:
     return f"{row['over_copy']:.3g} ({row['ulps']:.2g})"
 
 

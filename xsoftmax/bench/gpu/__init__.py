@@ -1,0 +1,1 @@
+"""How fast on a GPU: every contender beside a copy on the device, each result verified before it is timed."""
