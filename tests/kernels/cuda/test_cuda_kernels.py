@@ -178,9 +178,9 @@ def fenced(case, dtype, fill=np.nan):
     for fence in (0, pages + 1):
         assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(space.ctypes.data + fence * page), page, 0) == 0
     memory = space[page:-page]
-    memory = memory[memory.size - -(-elements * item // 16) * 16 :][: elements * item].view(dtype)
+    memory = memory[memory.size - -(-elements * item // 16) * 16 :].view(dtype)
     memory[...] = fill
-    return memory[case.start :].reshape(rows, row, *inner)[:, : case.shape[1]], memory
+    return memory[case.start : elements].reshape(rows, row, *inner)[:, : case.shape[1]], memory
 
 
 def like(case, array):
