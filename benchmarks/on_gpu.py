@@ -72,7 +72,7 @@ def stages(output: Path, name: str, benchmark: Sequence[str]) -> dict[str, Stage
             (*PYTEST, *_parallel(), "tests/implementations", MATRIX, "tests/test_accuracy_cases.py"),
             share=0.3,
         ),
-        Stage("gpu", (*PYTEST, "tests/gpu"), share=0.3, paths=("tests/gpu",)),
+        Stage("gpu", (*PYTEST, "--backend", "torch:cuda", "tests/gpu"), share=0.3, paths=("tests/gpu",)),
         *(_sanitized(tool, share) for tool, share in (("memcheck", 0.25), ("racecheck", 0.3))),
         Stage(
             "bench",

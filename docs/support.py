@@ -19,7 +19,8 @@ def table():
         "|---|---|---|---|---|",
     ]
     for name, library in _LIBRARIES.items():
-        served = [entry.name for entry in REGISTRY if entry.library in (library.roots[0], "*")]
+        serving = [entry for entry in REGISTRY if entry.library in (library.roots[0], "*")]
+        served = [f"{entry.name} (where asked for)" if entry.off else entry.name for entry in serving]
         on_device = library.lazy or library.module == "cupy"
         dtypes = "all four" if len(library.dtypes) == 4 else ", ".join(library.dtypes)
         label = "nan row" if on_device else "ValueError"
