@@ -144,7 +144,8 @@ struct Slice {
     XS_FUNCTION explicit Slice(const Arguments& a) : view(a, blockIdx.x / a.slices) {
         index = int(blockIdx.x - view.row * a.slices);
         const int first = view.template begin<n>(0);
-        Int64 whole = a.classes - first, vectors = (whole + n - 1) / n, length = (vectors + a.slices - 1) / a.slices * n;
+        Int64 whole = a.classes - first, vectors = (whole + n - 1) / n;
+        Int64 length = (vectors + a.slices - 1) / a.slices * n;
         Int64 from = index * length < whole ? index * length : whole;
         begin = first + int(from);
         end = first + int(from + length < whole ? from + length : whole);

@@ -74,7 +74,9 @@ XS_FUNCTION void product_in_registers(const View<P>& view, const Team& team) {
     ProductTotal<P> total;
     ProductMean<P> mean;
 #pragma unroll
-    for (int i = 0; i < chunks; ++i) read_pair<P, n>(view, view.template begin<n>(i * Team::size + team.lane), y[i], v[i]);
+    for (int i = 0; i < chunks; ++i) {
+        read_pair<P, n>(view, view.template begin<n>(i * Team::size + team.lane), y[i], v[i]);
+    }
 #pragma unroll
     for (int i = 0; i < chunks; ++i) {
 #pragma unroll

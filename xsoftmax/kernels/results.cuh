@@ -70,7 +70,9 @@ struct Parts<P, target_loss> {
     template <int n, int N>
     XS_FUNCTION static void read(const View<P>& view, Classes classes, Real (&t)[N]) {
 #pragma unroll
-        for (int k = 0; k < N / n; ++k) view.template read_targets<n>(classes.c + k * classes.stride, classes.end, t + k * n);
+        for (int k = 0; k < N / n; ++k) {
+            view.template read_targets<n>(classes.c + k * classes.stride, classes.end, t + k * n);
+        }
     }
 };
 
