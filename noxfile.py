@@ -15,7 +15,7 @@ nox.options.default_venv_backend = (
 )
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "types", "tests", "agreement", "oldest", "examples"]
+nox.options.sessions = ["lint", "types", "tests", "kernels", "agreement", "oldest", "examples"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]

@@ -220,10 +220,10 @@ def _memory(layout: Layout, arrays: tuple[tuple[Place, int], ...]) -> cuda.Memor
     if layout.classes > 1 and any(place.step != 1 for place, _ in arrays):
         return "across"
     starts = {tuple(item * step % _VECTOR_BYTES for step in place[1:3]) + place[:1] for place, item in arrays}
-    if len({item for _, item in arrays}) > 1 or len(starts) > 1:
-        return "apart"
     if starts == {(0, 0, 0)}:
         return "aligned"
+    if len({item for _, item in arrays}) > 1 or len(starts) > 1:
+        return "apart"
     side_by_side = layout.inner_rows == 1 and all(place.outer == layout.classes for place, _ in arrays)
     return "packed" if side_by_side and not arrays[0][0].data else "alike"
 
