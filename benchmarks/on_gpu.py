@@ -72,7 +72,15 @@ def stages(output: Path, name: str, benchmark: Sequence[str]) -> dict[str, Stage
             (*PYTEST, *_parallel(), "tests/implementations", MATRIX, "tests/test_accuracy_cases.py"),
             share=0.3,
         ),
-        Stage("gpu", (*PYTEST, "--backend", "torch:cuda", "tests/gpu"), share=0.3, paths=("tests/gpu",)),
+        Stage("gpu", (*PYTEST, "-m", "not slow", "tests/gpu"), share=0.3, paths=("tests/gpu",)),
+        Stage(
+            "torch",
+            (*PYTEST[:-1], "torch:cuda", "tests/gpu"),
+            share=0.2,
+            paths=("tests/gpu",),
+            modules=("cupy", "torch", "array_api_compat", "pytest"),
+        ),
+        Stage("random", (*PYTEST, *_parallel(), "-m", "slow", "tests/gpu"), share=0.5, paths=("tests/gpu",)),
         *(_sanitized(tool, share) for tool, share in (("memcheck", 0.25), ("racecheck", 0.3))),
         Stage(
             "bench",

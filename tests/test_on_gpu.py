@@ -108,7 +108,7 @@ def test_the_benchmark_is_told_its_time(on_gpu, tmp_path):
 
 def test_real_stages(on_gpu, tmp_path):
     found = on_gpu.stages(tmp_path, "h200", ["--quick"])
-    assert list(found) == ["contract", "gpu", "memcheck", "racecheck", "bench"]
+    assert list(found) == ["contract", "gpu", "torch", "random", "memcheck", "racecheck", "bench"]
     for name in ("memcheck", "racecheck"):
         command = " ".join(found[name].command)
         assert command.startswith(f"compute-sanitizer --tool {name} --error-exitcode 9 {sys.executable} -c ")
@@ -117,7 +117,7 @@ def test_real_stages(on_gpu, tmp_path):
     )
     for stage in found.values():
         for part in stage.command:
-            assert not part.startswith("tests/") or stage.name == "gpu" or (on_gpu.ROOT / part).exists()
+            assert not part.startswith("tests/") or (on_gpu.ROOT / part).exists()
 
 
 def test_options_of_the_benchmark(on_gpu, monkeypatch, tmp_path):

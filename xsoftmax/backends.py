@@ -76,7 +76,7 @@ class Backend:
     @property
     def flushes_subnormals(self) -> bool:
         """Whether results that are subnormal may come out as zero."""
-        return self._library.flushes_subnormals
+        return self._library.flushes_subnormals or getattr(self.device, "type", "cpu") == "cuda"
 
     def dtypes(self) -> tuple[str, ...]:
         """Names of the floating dtypes, narrowest first, that arrays of this backend can have."""

@@ -55,6 +55,8 @@ def weigh(given: GivenLoss, reduction: str) -> Weighing:
     scale: Array | float | None = counted
     if divisor is not None:
         scale = (1.0 if counted is None else counted) / _or_one(divisor, xp)
+        if not isinstance(divisor, int):  # rows that weigh nothing have no gradient
+            scale = xp.where(divisor == 0.0, xp.zeros_like(scale), scale)
     if bad is not None:
         scale = xp.where(bad, xp.full_like(counted, math.nan), scale)
     return Weighing(reduction, targets, Rows(given.where, given.weight, scale, zeta), s, absent, divisor)

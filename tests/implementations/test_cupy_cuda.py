@@ -96,9 +96,10 @@ def test_compiled_once_a_device(cupy):
 def test_one_limit_of_shared_memory(cupy):
     """The limit belongs to the compiled function: a smaller launch must not lower it for a larger one."""
     launcher().run(0, LAUNCH, 1, None)
-    launcher().run(0, LAUNCH._replace(shared_bytes=40 << 10), 1, None)
+    launcher().run(0, LAUNCH._replace(shared_bytes=47 << 10), 1, None)
+    launcher().run(0, LAUNCH._replace(shared_bytes=(47 << 10) + 16), 1, None)  # beside the kernel's own 1024 bytes
     limits = [{f.max_dynamic_shared_size_bytes for f in functions.values()} for _, functions in cupy.modules]
-    assert limits == [{(227 << 10) - 1024}, {None}]
+    assert limits == [{(227 << 10) - 1024}, {None}, {(227 << 10) - 1024}]
 
 
 def test_devices(cupy):

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import pytest
 
 torch = pytest.importorskip("torch")
+from torch.autograd import forward_ad  # noqa: E402
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 
 import xsoftmax as xs  # noqa: E402
 from xsoftmax.implementations import torch_cpu  # noqa: E402
-from xsoftmax.implementations._torch_memory import are_plain  # noqa: E402
+from xsoftmax.implementations._torch_memory import are_plain, have_tangents  # noqa: E402
 
 pytestmark = pytest.mark.backend("torch")
 
@@ -79,6 +81,20 @@ def test_memory_is_shared():
 )
 def test_plain(tensor, plain):
     assert are_plain("cpu", tensor, None, 1.0) == plain
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # PyTorch's own, for its first dual tensor
+def test_tangents():
+    assert not have_tangents(X, None)
+    with forward_ad.dual_level():
+        assert not have_tangents(X, None, 1.0)
+        assert have_tangents(X, forward_ad.make_dual(X, X))
+
+
+def test_a_traced_program_computes():
+    """Tracing sees PyTorch's own operations alone."""
+    program = make_fx(lambda x: xs.softmax(x))(X)
+    torch.testing.assert_close(program(2 * X), torch.softmax(2 * X, -1))
 
 
 def test_labels_out_of_range_under_a_transform():

@@ -69,6 +69,7 @@ def _functions(index: int, kernels: tuple[str, ...], shared_bytes: int) -> tuple
     module = cupy.RawModule(code=cuda.source(), options=cuda.OPTIONS, name_expressions=kernels)
     functions = tuple(module.get_function(kernel) for kernel in kernels)
     for function in functions:
-        if shared_bytes > _SHARED_BYTES:  # one limit for every use, since it is the compiled function's
-            function.max_dynamic_shared_size_bytes = device(index).shared_bytes - function.shared_size_bytes
+        own = function.shared_size_bytes
+        if own + shared_bytes > _SHARED_BYTES:  # one limit for every use, since it is the compiled function's
+            function.max_dynamic_shared_size_bytes = device(index).shared_bytes - own
     return functions

@@ -39,7 +39,8 @@ class Weighings:
         pointer, empty = self.library.pointer, self.library.empty
         labels = self.library.contiguous(given.targets) if p.labels else None
         weights = None if s is None else self.library.contiguous(s)
-        by_label = given.weight if p.labels and is_mean else None
+        by_label = given.weight is not None and p.labels and is_mean
+        w = self.library.contiguous(given.weight) if by_label else None
         scale, numbers = empty(shape, "float64", x), empty((2,), "float64", x)
         absent = empty(shape, "bool", x) if may_be_absent else None
         arguments = WeighingArguments(
@@ -48,7 +49,7 @@ class Weighings:
             ignored if ignores else 0,
             labels=0 if labels is None else pointer(labels),
             s=0 if weights is None else pointer(weights),
-            w=0 if by_label is None else pointer(by_label),
+            w=0 if w is None else pointer(w),
             scale=pointer(scale),
             divisor=pointer(numbers),
             zeta=pointer(numbers) + 8,
@@ -59,7 +60,7 @@ class Weighings:
             is_mean=int(is_mean),
         )
         self._launch(x, arguments, "weigh", "count_part", "scale_part", joins_in_parts=True)
-        zeta = p.z_loss if by_label is None or not p.z_loss else numbers[1]
+        zeta = numbers[1] if by_label and p.z_loss else p.z_loss
         return given.targets, Rows(given.where, given.weight, scale, zeta), absent, numbers[0] if is_mean else None
 
     def reduce_rows(self, p: Problem, loss: Array, w: Any, dtype: str) -> Array | None:

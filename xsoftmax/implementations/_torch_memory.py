@@ -6,13 +6,21 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from ..problem import Rows
 
 
 def are_plain(device: str, *values: Any) -> bool:
     """Whether every tensor is memory of such a device, and nothing traces, wraps or records it."""
-    return all(_is_plain(device, value) for value in values)
+    return not torch._C._len_torch_dispatch_stack() and all(_is_plain(device, value) for value in values)
+
+
+def have_tangents(*values: Any) -> bool:
+    """Whether forward mode has a tangent of one of them."""
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    inside = forward_ad._current_level >= 0
+    return inside and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 def _is_plain(device: str, value: Any) -> bool:

@@ -28,13 +28,18 @@ class _CuPy:
         return tuple(stride // item for stride in x.strides)
 
     def empty_like(self, x: Array) -> Array:
-        return cupy.empty_like(x)
+        with x.device:  # CuPy allocates on the current one
+            return cupy.empty_like(x)
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Array) -> Array:
-        return cupy.empty(shape, like.dtype if dtype == like.dtype.name else dtype)
+        with like.device:
+            return cupy.empty(shape, like.dtype if dtype == like.dtype.name else dtype)
 
     def contiguous(self, x: Array) -> Array:
-        return cupy.ascontiguousarray(x)
+        if x.flags.c_contiguous:
+            return x
+        with x.device:
+            return cupy.ascontiguousarray(x)
 
     def device(self, x: Array) -> cuda.Device:
         return _cuda_launch.device(x.device.id)

@@ -12,7 +12,7 @@ from ..kernels import cuda
 from ..problem import Array, Problem
 from ._cuda_rows import Library, Operations
 from ._cuda_weighing import Weighings
-from ._torch_memory import are_plain
+from ._torch_memory import are_plain, have_tangents
 
 
 def refuses(problem: Problem) -> list[str]:
@@ -92,9 +92,14 @@ log_softmax_jvp = _with_memory("log_softmax_jvp")
 
 def weigh(p: Problem, given: Any, reduction: str) -> Any:
     arrays = (given.targets, given.sample_weight, given.weight, given.where)
-    return _weighings.weigh(p, given, reduction) if are_plain("cuda", *arrays) else None
+    return _weighings.weigh(p, given, reduction) if _are_numbers(*arrays) else None
 
 
 def reduce_rows(p: Problem, loss: Array, w: Any, dtype: str) -> Array | None:
-    plain = are_plain("cuda", loss, w.s, w.absent, w.divisor)
-    return _weighings.reduce_rows(p, loss, w, dtype) if plain else None
+    numbers = _are_numbers(loss, w.s, w.absent, w.divisor)
+    return _weighings.reduce_rows(p, loss, w, dtype) if numbers else None
+
+
+def _are_numbers(*arrays: Array | None) -> bool:
+    """These stand in front of the derivative rules."""
+    return are_plain("cuda", *arrays) and not have_tangents(*arrays)

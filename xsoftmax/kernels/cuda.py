@@ -34,6 +34,7 @@ _RESIDENT = 16  # elements of a thread in registers, or in a tile
 _RESIDENT_THREADS = 512
 _SHARED_THREADS = 512
 _SHARED_BYTES = 110 << 10  # so that two blocks share a multiprocessor of compute capability 9.0
+STATIC_BYTES = 2 << 10  # of a kernel that has a row in shared memory, beside the row
 _CLUSTERS = (2, 4, 8)
 _COLUMN_THREADS, _COLUMN_CHUNKS = 8, (1, 4, 16)
 _SLICE_BYTES = 32 << 10
@@ -211,7 +212,7 @@ def _shared(problem: Problem, classes: int, n: int, device: Device) -> Launch | 
     vectors = -(-classes // n)
     for blocks in (1, *(_CLUSTERS if device.clusters else ())):
         each = -(-vectors // (blocks * _SHARED_THREADS)) * _SHARED_THREADS * n * ITEM_BYTES[problem.dtype]
-        if each <= min(_SHARED_BYTES, device.shared_bytes):
+        if each <= min(_SHARED_BYTES, device.shared_bytes - STATIC_BYTES):
             name = _name("shared", problem, _SHARED_THREADS, n)
             if blocks > 1:
                 name = _name("clustered", problem, blocks, _SHARED_THREADS, n)

@@ -12,14 +12,29 @@ XS_FUNCTION float widened(Half x) {
     return y;
 }
 XS_FUNCTION void narrow(float x, Half& y) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
+// With -ftz=true a cast would lose subnormal numbers.
+XS_FUNCTION double to_double(float x) {
+    double y;
+    asm("cvt.f64.f32 %0, %1;" : "=d"(y) : "f"(x));
+    return y;
+}
+XS_FUNCTION float to_float(double x) {
+    float y;
+    asm("cvt.rn.f32.f64 %0, %1;" : "=f"(y) : "d"(x));
+    return y;
+}
+#else
+XS_FUNCTION double to_double(float x) { return x; }
+XS_FUNCTION float to_float(double x) { return float(x); }
 #endif
+XS_FUNCTION double to_double(double x) { return x; }
 
 XS_FUNCTION double widened(double x) { return x; }
 XS_FUNCTION float widened(float x) { return x; }
 XS_FUNCTION float widened(Brain x) { return from_bits(int(unsigned(x.bits) << 16)); }
 
 XS_FUNCTION void narrow(double x, double& y) { y = x; }
-XS_FUNCTION void narrow(double x, float& y) { y = float(x); }
+XS_FUNCTION void narrow(double x, float& y) { y = to_float(x); }
 XS_FUNCTION void narrow(float x, Brain& y) {  // to the nearest, ties to even
     unsigned n = unsigned(bits(x));
     n = x == x ? n + 0x7fffu + ((n >> 16) & 1u) : 0x7fc00000u;
@@ -32,6 +47,16 @@ XS_FUNCTION void narrow(double x, T& y) {
 XS_FUNCTION void narrow(float x, float& y) { y = x; }
 
 // No access is of more than 16 bytes, nor is more alignment known.
+// An element as a number of a row's arithmetic.
+template <class Real, class E>
+XS_FUNCTION Real number(E element) {
+    if constexpr (sizeof(Real) == 8) {
+        return to_double(widened(element));
+    } else {
+        return Real(widened(element));
+    }
+}
+
 template <class T, int N>
 struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector {
     T at[N];

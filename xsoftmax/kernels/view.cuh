@@ -65,14 +65,14 @@ struct View {
     Int64 label;
     double share;  // what smoothing adds to each class that is kept
 
-    XS_FUNCTION View(const Arguments& a, Int64 index) : a(a), exists(index < a.rows), classes(int(a.classes)) {
+    XS_FUNCTION View(const Arguments& a, Int64 index) : a(a), exists(index < a.rows), classes(exists ? int(a.classes) : 0) {
         row = exists ? index : a.rows - 1;
         x = at<T>(a.x);
         y = at<T>(a.y);
         targets = at<U>(a.targets);
         where = P::options ? at<unsigned char>(a.where) : nullptr;
         label = a.labels ? label_at(a.labels, a.label_kind, row) : -1;
-        share = P::options ? a.smoothing / classes : 0.0;
+        share = P::options ? a.smoothing / a.classes : 0.0;
     }
 
     XS_FUNCTION bool label_exists() const { return label >= 0 && label < classes; }
@@ -152,7 +152,7 @@ struct View {
     }
 
     XS_FUNCTION Real logit(T element, Int64 c) const {
-        Real z = widened(element);
+        Real z = number<Real>(element);
         if constexpr (P::options) {
             if (!kept(c)) return -Format<Real>::infinity();
             if (a.softcap != 0.0) z = softcapped(z, Real(a.softcap));
@@ -162,12 +162,12 @@ struct View {
     }
     XS_FUNCTION Real target(U element, int c) const {
         if constexpr (!P::options) {
-            return Real(widened(element));
+            return number<Real>(element);
         } else if constexpr (P::product) {
-            return kept(c) ? Real(widened(element)) : Real(0);
+            return kept(c) ? number<Real>(element) : Real(0);
         } else {
             double t = label_exists() ? c == label : nan();  // also where a mask hides it: a loss of ∞, as without
-            if (targets) t = kept(c) ? double(widened(element)) : 0.0;
+            if (targets) t = kept(c) ? number<double>(element) : 0.0;
             if (a.smoothing != 0.0) t = (1.0 - a.smoothing) * t + (kept(c) ? share : 0.0);
             return Real(a.weight ? t * a.weight[c] : t);
         }
@@ -176,7 +176,7 @@ struct View {
         if constexpr (P::options) {
             if (!kept(c)) return P::verb == log_softmax ? -Format<Real>::infinity() : Real(0);
             if (P::loss && value != 0) {
-                if (a.softcap != 0.0) value *= softcap_slope(Real(widened(element)), Real(a.softcap));
+                if (a.softcap != 0.0) value *= softcap_slope(number<Real>(element), Real(a.softcap));
                 return value / Real(a.temperature);
             }
         }

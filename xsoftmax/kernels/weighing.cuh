@@ -59,14 +59,14 @@ XS_FUNCTION RowTotals counted(const Weighing& a) {
 template <int threads>
 XS_FUNCTION void scale_rows(const Weighing& a, const RowTotals& totals) {
     double divisor = value_of(totals.weighted), plain = value_of(totals.plain);
-    double over = a.is_mean && divisor != 0.0 ? divisor : 1.0;
+    const bool nothing = a.is_mean && divisor == 0.0;
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         *a.divisor = divisor;
         *a.zeta = a.z_loss * divisor / (plain == 0.0 ? 1.0 : plain);
     }
     for (Int64 row = Int64(blockIdx.x) * threads + threadIdx.x; row < a.rows; row += Int64(gridDim.x) * threads) {
         CountedRow counts(a, row);
-        a.scale[row] = counts.bad ? nan() : counts.s / over;
+        a.scale[row] = counts.bad ? nan() : nothing ? 0.0 : a.is_mean ? counts.s / divisor : counts.s;
         if (a.absent) a.absent[row] = counts.absent;
     }
 }

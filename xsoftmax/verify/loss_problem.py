@@ -74,6 +74,8 @@ class LossProblem:
         s = MP.mpf(float(self.sample_weight[i]))
         if self.reduction != "mean":
             return s, s * self.z_loss
+        if not self.denominator:  # of rows that all weigh nothing
+            return ZERO, ZERO
         return s / self.denominator, s * self.z_loss / self.z_denominator
 
     def gradient_total(self, exact, coefs, counts, weight) -> Total | None:
