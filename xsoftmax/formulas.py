@@ -282,7 +282,7 @@ class Part(NamedTuple):
 
     start: int
     classes: int
-    kept: Array
+    kept: Array | int
 
 
 def targets(
@@ -309,7 +309,8 @@ def targets(
     if label_smoothing:
         kept = xp.ones_like(like) if where is None else xp.where(where, xp.ones_like(like), xp.zeros_like(like))
         number = xp.sum(kept, axis=axis, keepdims=True) if part is None else part.kept
-        number = xp.maximum(number, xp.ones_like(like[_first(axis)]))
+        if not isinstance(number, int):
+            number = xp.maximum(number, xp.ones_like(like[_first(axis)]))
         t = (1.0 - label_smoothing) * t + label_smoothing * kept / number
     return t if weight is None else t * weight
 

@@ -10,6 +10,7 @@ from .. import formulas
 from ..arrays import cast, rounded
 from ..formulas import State
 from ..problem import Array, Problem, Rows
+from . import _linear
 
 
 def refuses(problem: Problem) -> list[str]:
@@ -93,6 +94,9 @@ def class_grad(
     x, z, t = _capped_rows(p, x, targets, rows, xp, part)
     grad = formulas.cross_entropy_grad_of_part(z, state, t, rows.zeta, part.classes, xp=xp)
     return _of_logits(p, grad, x, rows, xp)
+
+
+linear_cross_entropy = _linear.linear_cross_entropy
 
 
 def cross_entropy_hvp(p: Problem, x: Array, targets: Array, rows: Rows, v: Array, *, xp: Any, run: Any) -> Array:
