@@ -9,10 +9,10 @@ from .arrays import device_of
 Array = Any
 
 _SHARE = 12  # of all logits: with what else a block needs, at most an eighth of them
-_LEAST, _MOST = 1 << 23, 1 << 27  # bytes of the logits of a block
+_LEAST, _MOST = 1 << 24, 1 << 27  # bytes of the logits of a block
 _FLAT = 64  # rows; a product of fewer waits for the memory of the weight
 _TALL = 256  # rows of a block that is cut by classes too
-_FACTORS = 1 << 22  # bytes of the linear weight, or of its gradient, in one product
+_PART = 4  # of such a block: the linear weight, or its gradient, in one product
 
 _IN_PLACE = frozenset({"cupy", "numpy", "torch"})  # a slice is a view
 _OWN_BLOCKS = frozenset({"cubed", "dask", "ndonnx"})  # lazy: blocks of their own, or none
@@ -27,16 +27,16 @@ class Plan(NamedTuple):
 
 
 def plan(n: Any, classes: int, width: Any, itemsize: int, library: str, rows: int | None, some: int | None) -> Plan:
-    """`rows` and `some` classes as asked for, else so many that the logits of a block have 8 to 128 MiB."""
+    """`rows` and `some` classes as asked for, else so many that the logits of a block have 16 to 128 MiB."""
     if not isinstance(n, int) or not isinstance(width, int):
         return Plan(None, some, None)
-    factors = max(_TALL, _FACTORS // (itemsize * max(width, 1))) if library in _IN_PLACE else None
+    budget = min(max(n * classes * itemsize // _SHARE, _LEAST), _MOST) // itemsize
     if rows is None and library not in _OWN_BLOCKS:
-        budget = min(max(n * classes * itemsize // _SHARE, _LEAST), _MOST) // itemsize
         rows = max(1, budget // (some or classes))
         if some is None and rows < min(n, _FLAT) and library != "jax":
             rows = _TALL
             some = max(1, budget // rows)
+    factors = max(_TALL, budget // (_PART * max(width, 1))) if library in _IN_PLACE else None
     return Plan(rows, some, factors)
 
 

@@ -414,17 +414,21 @@ def merged(a: State, b: State, classes: int, *, xp: Any) -> State:
     high = State(*(xp.where(above, y, x) for x, y in zip(a, b, strict=True)))
     low = State(*(xp.where(above, x, y) for x, y in zip(a, b, strict=True)))
     m = xp.maximum(a.m, b.m)
-    shift = _shift(m, classes, xp=xp)
-    w = shift.exp(low.m, xp=xp)
+    w = weight_of(low.m, m, classes, xp=xp)
     q = high.q + xp.where(low.m == -math.inf, xp.zeros_like(w), w + low.q * (w / low.wm))
     return State(
         m,
         high.wm,
-        xp.where(shift.finite, q, xp.full_like(q, math.nan)),
+        xp.where(xp.isfinite(m), q, xp.full_like(q, math.nan)),
         high.top,
         high.others + low.sum_t,
         high.far + low.far + _times_distance(low.sum_t, low.m, m, xp=xp),
     )
+
+
+def weight_of(x: Array, m: Array, classes: int, *, xp: Any) -> Array:
+    """w = exp(x − c), c the shift of a row with maximum m"""
+    return _shift(m, classes, xp=xp).exp(x, xp=xp)
 
 
 def cross_entropy_of_state(s: State, zeta: Array | float, *, xp: Any) -> Array:
@@ -435,7 +439,7 @@ def cross_entropy_grad_of_part(
     x: Array, s: State, t: Array, zeta: Array | float, classes: int, *, xp: Any
 ) -> Array:
     """The gradient at the classes x, s the state of the whole row."""
-    w = xp.where(x == s.m, s.wm, _shift(s.m, classes, xp=xp).exp(x, xp=xp))
+    w = xp.where(x == s.m, s.wm, weight_of(x, s.m, classes, xp=xp))
     e = Exponentials(s.m, w, s.wm, s.q)
     lse = s.m + s.log_sum(xp=xp)
     return _grad(e.softmax(), e.complement(xp=xp), t, s.sum_t, s.others, zeta, lse, xp=xp)

@@ -61,7 +61,7 @@ def linear_cross_entropy(
         Added to the logits.
     chunk_size : int or tuple (rows, classes), optional
         Rows, or rows and classes, whose logits are made at a time. By default rows, so that their logits have a twelfth
-        of the memory of all, 8 MiB at least and 128 MiB at most; and classes too where fewer than 64 whole rows would
+        of the memory of all, 16 MiB at least and 128 MiB at most; and classes too where fewer than 64 whole rows would
         fit. On JAX arrays only rows are cut; dask, cubed and ndonnx arrays, which have blocks of their own or none, are
         cut only by what is asked for.
     where : bool array, optional

@@ -43,6 +43,7 @@ def linear_cross_entropy(
             loss.add(block, of_block, xp)
         if "grad" in p.wants:
             grad_x.add(block, linear.back(some, gradients, grad_factor, grad_bias), xp)
+        del gradients  # before the next ones are made
     if "grad" not in p.wants:
         return loss.array(xp), None, None, None
     return (
@@ -82,15 +83,16 @@ class Linear:
 
     def logits(self, x: Array, classes: slice) -> Array:
         xp, x = self.xp, cast(x, self.dtype, self.xp)
-        some = blocks(classes.start, classes.stop, self.plan.factors if self._is_narrow() else None)
+        some = blocks(classes.start, classes.stop, self.plan.factors if self._is_converted() else None)
         parts = [xp.matmul(x, cast(self.factor[block, :], self.dtype, xp).T) for block in some]
         z = parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1)
         if self.bias is not None:
             z += cast(self.bias[classes], self.dtype, xp)
         return z
 
-    def _is_narrow(self) -> bool:
-        return dtype_name(self.factor) != self.dtype
+    def _is_converted(self) -> bool:
+        """Whether a block of the factor is a copy."""
+        return self.p.masked or dtype_name(self.factor) != self.dtype
 
     def logits_gradients(
         self, x: Array, targets: Array, rows: Rows
@@ -118,11 +120,13 @@ class Linear:
             place = formulas.Part(block.start, n, kept)
             return self.run(operation, inner, z, t, some, place, *state, xp=xp)
 
-        state = part("class_state", classes[0])
-        for block in classes[1:]:
-            state = formulas.merged(state, part("class_state", block), n, xp=xp)
+        states = [part("class_state", block) for block in classes]
+        state = states[0]
+        for other in states[1:]:
+            state = formulas.merged(state, other, n, xp=xp)
         loss = formulas.cross_entropy_of_state(state, rows.zeta, xp=xp) if "loss" in self.p.wants else None
-        return loss, ((block, part("class_grad", block, state)) for block in classes)
+        pairs = zip(classes, states, strict=True)
+        return loss, ((block, part("class_grad", block, own, state)) for block, own in pairs)
 
     def _kept(self, where: Array | None, classes: list[slice]) -> Array | int:
         """The number of classes that are not masked, in each row."""
@@ -139,21 +143,25 @@ class Linear:
         self, x: Array, gradients: Iterable[tuple[slice, Array]], grad_factor: Pieces, grad_bias: Pieces
     ) -> Array:
         """g @ factor; adds g.T @ x and Σ g"""
-        xp, grad_x = self.xp, None
+        xp = self.xp
         shown = _finite(cast(x, self.dtype, xp), xp)
+        grad_x: Array = 0.0
         for classes, g in gradients:
-            for block in blocks(classes.start, classes.stop, self.plan.factors):
-                some = g[:, block.start - classes.start : block.stop - classes.start]
+            for block in blocks(classes.start, classes.stop, self.plan.factors if self._is_converted() else None):
                 factor = cast(self.factor[block, :], self.dtype, xp)
-                product = xp.matmul(some, _finite(factor, xp) if self.p.masked else factor)
-                if grad_x is None:
-                    grad_x = product
-                else:
-                    grad_x += product
+                product = xp.matmul(_columns(g, classes, block), _finite(factor, xp) if self.p.masked else factor)
+                grad_x += product
+            for block in blocks(classes.start, classes.stop, self.plan.factors):
+                some = _columns(g, classes, block)
                 grad_factor.add(block, xp.matmul(some.T, shown), xp)
                 if self.bias is not None:
                     grad_bias.add(block, formulas.total(some, (-2,), xp=xp)[0, :], xp)
         return rounded(grad_x, dtype_name(x), xp)
+
+
+def _columns(g: Array, classes: slice, block: slice) -> Array:
+    """Of the gradient at `classes`, that of a block of them."""
+    return g[:, block.start - classes.start : block.stop - classes.start]
 
 
 def _finite(a: Array, xp: Any) -> Array:

@@ -88,9 +88,9 @@ def class_state(p: Problem, x: Array, targets: Array, rows: Rows, part: formulas
 
 
 def class_grad(
-    p: Problem, x: Array, targets: Array, rows: Rows, part: formulas.Part, state: State, *, xp: Any, run: Any
+    p: Problem, x: Array, targets: Array, rows: Rows, part: formulas.Part, own: State, state: State, *, xp: Any, run: Any
 ) -> Array:
-    """The gradient at some classes of rows whose state is known, scaled by `rows.scale`."""
+    """The gradient at some classes, scaled by `rows.scale`, from their own state and that of the whole rows."""
     x, z, t = _capped_rows(p, x, targets, rows, xp, part)
     grad = formulas.cross_entropy_grad_of_part(z, state, t, rows.zeta, part.classes, xp=xp)
     return _of_logits(p, grad, x, rows, xp)
