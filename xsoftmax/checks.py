@@ -152,7 +152,7 @@ def check_linear(verb: str, x: Array, factor: Array, bias: Array | None) -> None
     shape, width = tuple(factor.shape), x.shape[-1]
     if factor.ndim != 2 or (isinstance(shape[1], int) and isinstance(width, int) and shape[1] != width):
         raise ValueError(
-            f"{verb}: linear_weight has shape {shape}, expected (V, {width}) = a row of input's last axis for each class"
+            f"{verb}: linear_weight has shape {shape}, expected (V, {width}) = for each class a row like input's"
         )
     if shape[0] == 0:
         raise ValueError(f"{verb}: linear_weight has shape {shape}, expected at least one class on axis 0")

@@ -12,9 +12,11 @@ _SHARE = 12  # of all logits: with what else a block needs, at most an eighth of
 _LEAST, _MOST = 1 << 24, 1 << 27  # bytes of the logits of a block
 _FLAT = 64  # rows; a product of fewer waits for the memory of the weight
 _TALL = 256  # rows of a block that is cut by classes too
+_FORMULAS = 4  # of that, where the formulas have temporaries of a block's size: 6 to 10 under JAX
 _PART = 4  # of such a block: the linear weight, or its gradient, in one product
 
 _IN_PLACE = frozenset({"cupy", "numpy", "torch"})  # a slice is a view
+_KERNELS = frozenset({"numpy", "torch"})
 _OWN_BLOCKS = frozenset({"cubed", "dask", "ndonnx"})  # lazy: blocks of their own, or none
 
 
@@ -31,6 +33,8 @@ def plan(n: Any, classes: int, width: Any, itemsize: int, library: str, rows: in
     if not isinstance(n, int) or not isinstance(width, int):
         return Plan(None, some, None)
     budget = min(max(n * classes * itemsize // _SHARE, _LEAST), _MOST) // itemsize
+    if library not in _KERNELS:
+        budget //= _FORMULAS
     if rows is None and library not in _OWN_BLOCKS:
         rows = max(1, budget // (some or classes))
         if some is None and rows < min(n, _FLAT) and library != "jax":

@@ -435,9 +435,7 @@ def cross_entropy_of_state(s: State, zeta: Array | float, *, xp: Any) -> Array:
     return _loss(s.sum_t, s.far, s.m, s.log_sum(xp=xp), zeta)
 
 
-def cross_entropy_grad_of_part(
-    x: Array, s: State, t: Array, zeta: Array | float, classes: int, *, xp: Any
-) -> Array:
+def cross_entropy_grad_of_part(x: Array, s: State, t: Array, zeta: Array | float, classes: int, *, xp: Any) -> Array:
     """The gradient at the classes x, s the state of the whole row."""
     w = xp.where(x == s.m, s.wm, weight_of(x, s.m, classes, xp=xp))
     e = Exponentials(s.m, w, s.wm, s.q)

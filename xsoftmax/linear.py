@@ -44,10 +44,10 @@ def linear_cross_entropy(
 ) -> Array:
     """Cross-entropy of ``logits = input @ linear_weight.T + linear_bias``, a block of which is in memory at a time.
 
-    Rows are independent, and worked some at a time. Classes, where rows are too long, are merged: what a row needs to
-    know of some of its classes is their maximum ``m``, ``wm = exp(m - c)``, and the sum ``q`` of the other exponentials;
-    of two parts with ``m_a ≥ m_b``, ``q = q_a + w_b + q_b w_b / wm_b`` with ``w_b = exp(m_b - c)``: still one copy of the
-    maximum stays out of the sum, and the loss is that of `cross_entropy`.
+    Rows are independent, and worked some at a time. Where rows are too long, so are their classes: of two parts of a row
+    with maxima ``m_a ≥ m_b``, sums ``q`` of the other exponentials and ``wm`` of the maximum's own, the row has
+    ``q = q_a + w_b + q_b w_b / wm_b`` with ``w_b = exp(m_b - c)``. Still one copy of the maximum stays out of the sum, and
+    the loss is that of `cross_entropy`.
 
     Parameters
     ----------
@@ -60,10 +60,10 @@ def linear_cross_entropy(
     linear_bias : array, shape ``(V,)``, optional
         Added to the logits.
     chunk_size : int or tuple (rows, classes), optional
-        Rows, or rows and classes, whose logits are made at a time. By default rows, so that their logits have a twelfth
-        of the memory of all, 16 MiB at least and 128 MiB at most; and classes too where fewer than 64 whole rows would
-        fit. On JAX arrays only rows are cut; dask, cubed and ndonnx arrays, which have blocks of their own or none, are
-        cut only by what is asked for.
+        Rows, or rows and classes, whose logits are made at a time. By default so many rows that their logits have a
+        twelfth of the memory of all, 16 MiB at least and 128 MiB at most (a quarter of it but for NumPy and PyTorch);
+        where fewer than 64 whole rows would fit, 256 rows and some of their classes. On JAX arrays only rows are cut;
+        dask, cubed and ndonnx arrays, which have blocks of their own or none, are cut only as asked for.
     where : bool array, optional
         Broadcastable to the logits ``(..., V)``.
     weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
@@ -89,7 +89,10 @@ def linear_cross_entropy(
     -----
     The logits are those of the library's own ``matmul``, in the promoted dtype of `input`, `linear_weight` and
     `linear_bias`; float16 and bfloat16 are multiplied as float32, block by block, and not rounded in between. From there
-    on errors are those of `cross_entropy`, for any `chunk_size`: different ones differ by what the products differ by.
+    on errors are those of `cross_entropy`, whatever the `chunk_size`; but products of other shapes may round otherwise.
+
+    PyTorch and JAX make the blocks again for each derivative. Under PyTorch these are derivatives with respect to
+    `input`, `linear_weight`, `linear_bias` and `sample_weight`, of any order and in both modes.
 
     Examples
     --------
@@ -137,8 +140,8 @@ def linear_cross_entropy_and_grad(
     Returns
     -------
     LinearLossAndGrad
-        Named tuple ``(loss, grad_input, grad_linear_weight, grad_linear_bias)``: each gradient has the shape and dtype of
-        what it belongs to; without `linear_bias` the last one is None.
+        Named tuple ``(loss, grad_input, grad_linear_weight, grad_linear_bias)``: each gradient has the shape and dtype
+        of what it belongs to; without `linear_bias` the last one is None.
 
     Raises
     ------
@@ -201,7 +204,7 @@ def _plan(given: GivenLoss, rows: int | None, classes: int | None) -> chunks.Pla
 
 
 def _swept(given: GivenLoss, reduction: str, plan: chunks.Plan, *, run: Any) -> LinearLossAndGrad:
-    p, xp, (factor, bias) = given.problem, given.xp, given.linear
+    p, xp, (factor, bias) = given.problem, given.xp, given.linear or (None, None)
     batch = tuple(given.x.shape[:-1])
     w = weigh(given, reduction)
     where, weight, scale, zeta = (_flat(a, batch, xp) for a in w.rows)

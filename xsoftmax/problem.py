@@ -227,7 +227,8 @@ def on_linear_loss(
             checks.check_dtype(verb, name, a)
     checks.check_linear(verb, x, factor, bias)
     device = device_of(x)
-    x, factor, bias = (None if a is None else floating(a, xp, device) for a in (x, factor, bias))
+    x, factor = floating(x, xp, device), floating(factor, xp, device)
+    bias = None if bias is None else floating(bias, xp, device)
     shape = (*x.shape[:-1], factor.shape[0])
     dtype = promoted([dtype_name(a) for a in (x, factor, bias) if a is not None])
     given = _on_loss(
@@ -297,9 +298,7 @@ def _on_loss(
     if sample_weight is not None:
         sample_weight = with_axis(cast(sample_weight, compute, xp), axis)
     widened = _widened(targets, xp, device) if labels else targets
-    return GivenLoss(
-        problem, xp, device, x, shape[axis], widened, targets, where, weight, sample_weight, ignore_index
-    )
+    return GivenLoss(problem, xp, device, x, shape[axis], widened, targets, where, weight, sample_weight, ignore_index)
 
 
 def _broadcast(x: Array, b: Array, xp: Any) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """A loss of logits z = x @ factor.T + bias, of which only a block is there at a time.
 
-Rows are independent. A block that holds all classes of its rows goes through `cross_entropy`. One that is cut by classes
-as well is made twice: for the states of the rows, merged, and for their gradients.
+Rows are independent. A block that holds all classes of its rows goes through `cross_entropy`. One that is cut by
+classes as well is made twice: for the states of the rows, which are merged, and for their gradients.
 """
 
 from __future__ import annotations
@@ -139,9 +139,7 @@ class Linear:
         ]
         return sum(counts[1:], counts[0]) * (n if where.shape[-1] == 1 else 1)
 
-    def back(
-        self, x: Array, gradients: Iterable[tuple[slice, Array]], grad_factor: Pieces, grad_bias: Pieces
-    ) -> Array:
+    def back(self, x: Array, gradients: Iterable[tuple[slice, Array]], grad_factor: Pieces, grad_bias: Pieces) -> Array:
         """g @ factor; adds g.T @ x and Σ g"""
         xp = self.xp
         shown = _finite(cast(x, self.dtype, xp), xp)

@@ -80,7 +80,7 @@ def _grad(
 
 
 def _at_label(x: Array, labels: Array, rows: Rows, part: Part) -> tuple[Array, Array, Array]:
-    """Place, logit and t of the label, each (n, 1); of a label that is not here, those of the first class, with t = 0."""
+    """Place, logit and t of the label, each (n, 1); where it is not here, of the first class, with t = 0."""
     at = labels[:, None] - part.start
     here = (at >= 0) & (at < x.shape[1])
     at = np.where(here, at, 0)

@@ -88,7 +88,16 @@ def class_state(p: Problem, x: Array, targets: Array, rows: Rows, part: formulas
 
 
 def class_grad(
-    p: Problem, x: Array, targets: Array, rows: Rows, part: formulas.Part, own: State, state: State, *, xp: Any, run: Any
+    p: Problem,
+    x: Array,
+    targets: Array,
+    rows: Rows,
+    part: formulas.Part,
+    own: State,
+    state: State,
+    *,
+    xp: Any,
+    run: Any,
 ) -> Array:
     """The gradient at some classes, scaled by `rows.scale`, from their own state and that of the whole rows."""
     x, z, t = _capped_rows(p, x, targets, rows, xp, part)
