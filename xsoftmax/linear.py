@@ -44,10 +44,10 @@ def linear_cross_entropy(
 ) -> Array:
     """Cross-entropy of ``logits = input @ linear_weight.T + linear_bias``, a block of which is in memory at a time.
 
-    Rows are independent, and worked some at a time. Where rows are too long, so are their classes: of two parts of a row
-    with maxima ``m_a ≥ m_b``, sums ``q`` of the other exponentials and ``wm`` of the maximum's own, the row has
-    ``q = q_a + w_b + q_b w_b / wm_b`` with ``w_b = exp(m_b - c)``. Still one copy of the maximum stays out of the sum, and
-    the loss is that of `cross_entropy`.
+    Rows are independent, and worked some at a time. Where rows are too long, so are their classes: of two parts of a
+    row with maxima ``m_a ≥ m_b``, sums ``q`` of the other exponentials and ``wm`` of the maximum's own, the row has
+    ``q = q_a + w_b + q_b w_b / wm_b`` with ``w_b = exp(m_b - c)``. Still one copy of the maximum stays out of the sum,
+    and the loss is that of `cross_entropy`.
 
     Parameters
     ----------
@@ -88,8 +88,9 @@ def linear_cross_entropy(
     Notes
     -----
     The logits are those of the library's own ``matmul``, in the promoted dtype of `input`, `linear_weight` and
-    `linear_bias`; float16 and bfloat16 are multiplied as float32, block by block, and not rounded in between. From there
-    on errors are those of `cross_entropy`, whatever the `chunk_size`; but products of other shapes may round otherwise.
+    `linear_bias`; float16 and bfloat16 are multiplied as float32, block by block, and not rounded in between. From
+    there on errors are those of `cross_entropy`, whatever the `chunk_size`; but products of other shapes may round
+    otherwise.
 
     PyTorch and JAX make the blocks again for each derivative. Under PyTorch these are derivatives with respect to
     `input`, `linear_weight`, `linear_bias` and `sample_weight`, of any order and in both modes.
@@ -99,7 +100,7 @@ def linear_cross_entropy(
     >>> import numpy as np, xsoftmax as xs
     >>> x, w = np.array([[1.0, 2.0], [0.0, 1.0]]), np.array([[0.5, 0.0], [0.0, 1.0], [1.0, 1.0]])
     >>> xs.linear_cross_entropy(x, w, np.array([2, 1])).round(12)
-    np.float64(0.623926731316)
+    np.float64(0.616766917955)
     """
     return _linear_loss(
         "linear_cross_entropy", input, linear_weight, targets, linear_bias, chunk_size, where, weight, sample_weight,
