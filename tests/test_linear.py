@@ -31,6 +31,14 @@ OPTIONS = {
 CHUNKS = [None, 1, 2, 99, (None, 1), (2, 3), (99, 6), (5, 7)]
 
 
+SLOW = ("cubed", "ndonnx")  # they plan, or build a program, for half a minute
+
+
+def skip_slow(xb):
+    if xb.name in SLOW:
+        pytest.skip(f"{xb.name} takes half a minute for each, and has another")
+
+
 def of_logits(x, factor, targets, linear_bias=None, **options):
     """What the unchunked way gives."""
     logits = x @ factor.T if linear_bias is None else x @ factor.T + linear_bias
@@ -58,14 +66,14 @@ def assert_all_close(xb, found, expected):
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("chunk_size", [None, 2, (4, 3)])
 def test_every_backend(xb, options, chunk_size):
-    if xb.name == "cubed" and (options, chunk_size) not in (("plain", 2), ("smoothing", None)):
-        pytest.skip("cubed takes half a minute for each")
+    if (options, chunk_size) not in (("plain", 2), ("smoothing", None)):
+        skip_slow(xb)
     targets = LABELS if hasattr(xb.xp, "arange") and options != "smoothing" else Q
     options = {"linear_bias": BIAS, **OPTIONS[options]}
     found = call("linear_cross_entropy_and_grad", xb, X, FACTOR, targets, chunk_size=chunk_size, **options)
     expected = of_logits(X, FACTOR, targets, **options)
     assert_all_close(xb, found, expected)
-    if xb.name != "cubed":
+    if xb.name not in SLOW:
         loss = call("linear_cross_entropy", xb, X, FACTOR, targets, chunk_size=chunk_size, **options)
         assert_close(xb, loss, expected[0])
 
@@ -116,7 +124,7 @@ def test_any_shape_and_chunk(data):
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("chunk_size", [(5, 1), (24, 2), (None, 4), (7, 5)])
 def test_merged_states_keep_the_contract(chunk_size, name, dtype, weighted):
-    """With the unit matrix the product rounds nothing: loss and gradient are within both bounds of those of the whole."""
+    """With the unit matrix the product rounds nothing: loss and gradient are within the bounds of the whole's."""
     x = block(name, dtype)
     if not np.isfinite(x).all():
         x = np.where(np.isfinite(x), x, np.asarray(-3.0, dtype))
@@ -189,7 +197,7 @@ def test_empty_batch(xb, reduction, loss):
     if xb.name == "marray" and reduction != "none":
         pytest.skip("marray masks the sum of nothing")
     x = np.empty((0, D))
-    for targets in ((np.empty(0, np.int64), np.empty((0, V))) if hasattr(xb.xp, "arange") else (np.empty((0, V)),)):
+    for targets in (np.empty(0, np.int64), np.empty((0, V))) if hasattr(xb.xp, "arange") else (np.empty((0, V)),):
         options = {"linear_bias": BIAS, "reduction": reduction}
         found = call("linear_cross_entropy_and_grad", xb, x, FACTOR, targets, **options)
         np.testing.assert_array_equal(found[0], loss)
@@ -212,8 +220,7 @@ def test_input_without_width(chunk_size):
 @pytest.mark.parametrize("chunk_size", [None, 4, (3, 2)])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_axes_of_the_batch(xb, chunk_size, reduction):
-    if xb.name == "cubed":
-        pytest.skip("cubed takes half a minute for each")
+    skip_slow(xb)
     x, q = RNG.normal(size=(2, 3, D)), RNG.dirichlet(np.ones(V), size=(2, 3))
     options = {"reduction": reduction, "sample_weight": RNG.random((2, 3))}
     for where in (np.arange(V) > 0, RNG.random((2, 1, V)) < 0.8, RNG.random((3, 1)) < 0.8, RNG.random((2, 3, V)) < 0.8):
@@ -259,7 +266,9 @@ def test_what_is_absent_may_hold_anything(fill, chunk_size):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_infinite_logits(dtype, chunk_size):
     """-inf as no label and as one, nothing but -inf, +inf and nan: each in its own row."""
-    logits = np.array([[-np.inf, 0, 0], [-np.inf, 0, 0], [-np.inf] * 3, [np.inf, 0, 0], [np.nan, 0, 0], [0, 0, 0]], dtype)
+    logits = np.array(
+        [[-np.inf, 0, 0], [-np.inf, 0, 0], [-np.inf] * 3, [np.inf, 0, 0], [np.nan, 0, 0], [0, 0, 0]], dtype
+    )
     labels = np.array([1, 0, 0, 1, 1, 2])
     bias = np.zeros(3, dtype)
     with np.errstate(invalid="ignore"):
@@ -281,8 +290,8 @@ def test_infinite_logits(dtype, chunk_size):
 def test_label_out_of_range(xb, chunk_size):
     if not hasattr(xb.xp, "arange"):
         pytest.skip(f"{xb.name} has no arange, which class indices need")
-    if xb.name == "cubed" and chunk_size != 2:
-        pytest.skip("cubed takes half a minute for each")
+    if chunk_size != 2:
+        skip_slow(xb)
     labels = LABELS.copy()
     labels[1] = V
     options = {"reduction": "none", "chunk_size": chunk_size}
@@ -301,7 +310,8 @@ def test_label_out_of_range(xb, chunk_size):
 
 def test_dtypes(xb):
     """Gradients in the dtype of what they belong to, the loss as from `cross_entropy`; halves multiplied as float32."""
-    for dtype in [name for name in xb.dtypes() if xb.name != "cubed" or name == "float32"]:
+    skip_slow(xb)
+    for dtype in xb.dtypes():
         x, factor, bias = (xb.asarray(a, dtype=dtype) for a in (X, FACTOR, BIAS))
         q = xb.asarray(Q, dtype=widest(xb))
         found = xs.linear_cross_entropy_and_grad(x, factor, q, linear_bias=bias, chunk_size=2)

@@ -76,6 +76,7 @@ class _Call:
         dtype = linear.dtype
         wide = [None if a is None else cast(a, dtype, self.xp) for a in (x, linear.factor, dx, dfactor, dbias)]
         x, factor, dx, dfactor, dbias = wide
+        x, dx = _present(rows.scale, x), _present(rows.scale, dx)
         z = linear.logits(x, slice(0, factor.shape[0]))
         v = torch.zeros_like(z)
         if dx is not None:
@@ -166,6 +167,13 @@ def _refuse(p: Problem, asked: Any) -> None:
     for i, (name, needed) in enumerate(zip(names, asked[_RULED:], strict=True), start=_RULED):
         if needed and i != _SCALE:
             raise NotImplementedError(f"{p.verb}: no derivative with respect to {name} is there; detach it")
+
+
+def _present(scale: Array | float | None, x: Array | None) -> Array | None:
+    """Zeros for rows that are absent: 0 times the derivative of whatever they hold would be nan."""
+    if x is None or getattr(scale, "ndim", 0) < 2:
+        return x
+    return torch.where(scale == 0.0, torch.zeros_like(x), x)
 
 
 def _times(scale: Array | float, g: Array) -> Array:
