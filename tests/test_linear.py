@@ -363,3 +363,48 @@ def test_every_implementation_of_a_block(name):
 def test_explain():
     explanation = xs.explain("linear_cross_entropy", X, FACTOR, LABELS)
     assert (explanation.operation, explanation.implementation) == ("linear_cross_entropy", "array_api")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# lazy arrays
+
+
+def refuse(*args, **kwargs):
+    raise RuntimeError("a verb computed its arguments")
+
+
+@pytest.mark.backend("dask")
+@pytest.mark.parametrize("unknown", [False, True])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_dask_stays_lazy(chunk_size, unknown):
+    import dask
+    import dask.array as da
+
+    x, labels = da.from_array(X, chunks=(2, D)), da.from_array(LABELS, chunks=2)
+    if unknown:
+        x, labels = (a[da.ones(N, dtype=bool, chunks=2)] for a in (x, labels))
+    factor = da.from_array(FACTOR, chunks=(3, D))
+    with dask.config.set(scheduler=refuse):
+        found = xs.linear_cross_entropy_and_grad(x, factor, labels, chunk_size=chunk_size, z_loss=0.1)
+        with pytest.raises(RuntimeError, match="a verb computed"):
+            found.loss.compute()
+    for a, b in zip(found[:3], of_logits(X, FACTOR, LABELS, z_loss=0.1)[:3], strict=True):
+        np.testing.assert_allclose(a.compute(), b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.backend("ndonnx")
+def test_onnx_model_with_a_symbolic_batch():
+    import ndonnx
+    import onnxruntime
+
+    arrays = {"x": X.astype(np.float32), "factor": FACTOR.astype(np.float32), "labels": LABELS}
+    shapes = {"x": ("N", D), "factor": (V, D), "labels": ("N",)}
+    traced = {
+        name: ndonnx.argument(shape=shapes[name], dtype=getattr(ndonnx, a.dtype.name)) for name, a in arrays.items()
+    }
+    results = xs.linear_cross_entropy_and_grad(*traced.values())[:3]
+    model = ndonnx.build(traced, {f"result{i}": a for i, a in enumerate(results)})
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = of_logits(arrays["x"], arrays["factor"], LABELS)
+    for a, b in zip(session.run(None, arrays), expected[:3], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -45,15 +45,25 @@ def plan(n: Any, classes: int, width: Any, itemsize: int, library: str, rows: in
 
 
 def blocks(start: int, stop: Any, size: int | None) -> list[slice]:
-    """From start to stop, the last one shorter; without a size, one."""
-    if size is None or not isinstance(stop, int):
+    """From start to stop, the last one shorter; without a size, or where the end is not known, one."""
+    if not isinstance(stop, int):
+        return [slice(None)]
+    if size is None:
         return [slice(start, stop)]
     return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
 
 
+def taken(a: Array, block: slice, axis: int = 0, start: int = 0) -> Array:
+    """A block of an array whose first index is `start`; all of it as it is, lest a traced shape be lost."""
+    n = a.shape[axis]
+    if block == slice(None) or (block.start, block.stop) == (start, start + n):
+        return a
+    return a[(*(slice(None),) * axis, slice(block.start - start, block.stop - start), ...)]
+
+
 def of_rows(a: Any, block: slice) -> Any:
     """The rows of a block, of an option that has one for all or one for each."""
-    return a if getattr(a, "ndim", 0) < 2 or a.shape[0] == 1 else a[block, :]
+    return a if getattr(a, "ndim", 0) < 2 or a.shape[0] == 1 else taken(a, block)
 
 
 def of_classes(a: Array | None, block: slice) -> Array | None:

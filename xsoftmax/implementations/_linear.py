@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import formulas
 from ..arrays import HALF, cast, dtype_name, rounded
-from ..chunks import Pieces, Plan, blocks, of_classes, of_rows, overwrites
+from ..chunks import Pieces, Plan, blocks, of_classes, of_rows, overwrites, taken
 from ..problem import Array, Problem, Rows
 
 Results = tuple[Array | None, Array | None, Array | None, Array | None]
@@ -37,8 +37,8 @@ def linear_cross_entropy(
     loss, grad_x = (Pieces(x.shape[0], p.library) for _ in range(2))
     grad_factor, grad_bias = (Pieces(factor.shape[0], p.library) for _ in range(2))
     for block in blocks(0, x.shape[0], plan.rows):
-        some = x[block, :]
-        of_block, gradients = linear.logits_gradients(some, targets[block, ...], rows_of(rows, block))
+        some = taken(x, block)
+        of_block, gradients = linear.logits_gradients(some, taken(targets, block), rows_of(rows, block))
         if of_block is not None:
             loss.add(block, of_block, xp)
         if "grad" in p.wants:
@@ -84,10 +84,12 @@ class Linear:
     def logits(self, x: Array, classes: slice) -> Array:
         xp, x = self.xp, cast(x, self.dtype, self.xp)
         some = blocks(classes.start, classes.stop, self.plan.factors if self._is_converted() else None)
-        parts = [xp.matmul(x, cast(self.factor[block, :], self.dtype, xp).T) for block in some]
+        parts = [xp.matmul(x, cast(taken(self.factor, block), self.dtype, xp).T) for block in some]
         z = parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1)
+        if z.shape[-1] is None:  # ndonnx forgets the shape of a product
+            z = xp.reshape(z, (-1, classes.stop - classes.start))
         if self.bias is not None:
-            z += cast(self.bias[classes], self.dtype, xp)
+            z += cast(taken(self.bias, classes), self.dtype, xp)
         return z
 
     def _is_converted(self) -> bool:
@@ -146,20 +148,15 @@ class Linear:
         grad_x: Array = 0.0
         for classes, g in gradients:
             for block in blocks(classes.start, classes.stop, self.plan.factors if self._is_converted() else None):
-                factor = cast(self.factor[block, :], self.dtype, xp)
-                product = xp.matmul(_columns(g, classes, block), _finite(factor, xp) if self.p.masked else factor)
+                factor = cast(taken(self.factor, block), self.dtype, xp)
+                product = xp.matmul(taken(g, block, 1, classes.start), _finite(factor, xp) if self.p.masked else factor)
                 grad_x += product
             for block in blocks(classes.start, classes.stop, self.plan.factors):
-                some = _columns(g, classes, block)
+                some = taken(g, block, 1, classes.start)
                 grad_factor.add(block, xp.matmul(some.T, shown), xp)
                 if self.bias is not None:
                     grad_bias.add(block, formulas.total(some, (-2,), xp=xp)[0, :], xp)
         return rounded(grad_x, dtype_name(x), xp)
-
-
-def _columns(g: Array, classes: slice, block: slice) -> Array:
-    """Of the gradient at `classes`, that of a block of them."""
-    return g[:, block.start - classes.start : block.stop - classes.start]
 
 
 def _finite(a: Array, xp: Any) -> Array:
