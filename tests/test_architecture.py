@@ -22,10 +22,10 @@ ROWS = [
     {"verify", "bench"},
     {"__init__"},
     {"explain"},
-    {"functions", "losses"},
+    {"functions", "losses", "linear"},
     {"problem", "checks", "choose", "reductions"},
     {"implementations"},
-    {"formulas", "kernels", "blocks", "strides", "threads", "arrays"},
+    {"formulas", "kernels", "blocks", "chunks", "strides", "threads", "arrays"},
 ]
 RANK = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}
 MAY_USE_BACKENDS = {"cli", "verify", "__init__"}

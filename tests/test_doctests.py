@@ -12,7 +12,7 @@ import xsoftmax
 pytestmark = pytest.mark.backend("numpy")
 
 PACKAGE = Path(xsoftmax.__file__).parent
-PUBLIC = ["__init__", "functions", "losses", "backends", "choose", "explain", "threads"]
+PUBLIC = ["__init__", "functions", "losses", "linear", "backends", "choose", "explain", "threads"]
 
 
 @pytest.mark.parametrize("module", PUBLIC)

@@ -16,6 +16,8 @@ LABELS = np.array([0, 3, 1])
 REAL = "expected float16, bfloat16, float32, float64, an integer dtype or bool"
 CONVERT = "expected an array; convert it first, for example with numpy.asarray({0})"
 IMAGES = np.zeros((2, 5, 3, 4))
+FACTOR = np.linspace(-1.0, 1.0, 8).reshape(2, 4)
+BINARY = np.array([0, 1, 1])
 
 
 def of_module(module, name):
@@ -71,6 +73,7 @@ def test_matrix():
         lambda: xs.cross_entropy(None, LABELS),
         lambda: xs.cross_entropy_hvp(X, LABELS, None),
         lambda: xs.kl_divergence(X, None),
+        lambda: xs.linear_cross_entropy(X, FACTOR, None),
     ],
 )
 def test_none_is_no_array(call):
@@ -417,6 +420,74 @@ def test_unsigned_label_past_int64():
     labels = np.array([0, 2**64 - 1, 0], np.uint64)
     with pytest.raises(ValueError, match=r"^cross_entropy: targets has label .* at position \(1,\), expected"):
         xs.cross_entropy(X, labels)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# linear losses
+
+
+@pytest.mark.parametrize(
+    "message, call",
+    [
+        ("input has shape (), expected at least one dimension", lambda f: f(np.array(1.0), FACTOR, BINARY)),
+        (
+            "linear_weight has shape (2, 3), expected (V, 4) = for each class a row like input's",
+            lambda f: f(X, FACTOR[:, :3], BINARY),
+        ),
+        (
+            "linear_weight has shape (4,), expected (V, 4) = for each class a row like input's",
+            lambda f: f(X, FACTOR[0], BINARY),
+        ),
+        (
+            "linear_weight has shape (0, 4), expected at least one class on axis 0",
+            lambda f: f(X, FACTOR[:0], BINARY),
+        ),
+        (
+            "linear_bias has shape (3,), expected (2,) = the number of rows of linear_weight",
+            lambda f: f(X, FACTOR, BINARY, linear_bias=ONES(3)),
+        ),
+        (
+            "targets has shape (4,), expected (3,) = logits.shape without axis -1",
+            lambda f: f(X, FACTOR, np.zeros(4, int)),
+        ),
+        ("targets has shape (3, 4), expected (3, 2) = logits.shape", lambda f: f(X, FACTOR, ONES((3, 4)))),
+        (
+            "weight has shape (4,), expected (2,) = the number of classes of logits on axis -1",
+            lambda f: f(X, FACTOR, BINARY, weight=ONES(4)),
+        ),
+        (
+            "where has shape (3, 4), expected one that broadcasts to (3, 2) = logits.shape",
+            lambda f: f(X, FACTOR, BINARY, where=ONES((3, 4), bool)),
+        ),
+        (
+            "targets has label 2 at position (1,), expected 0 <= label < 2",
+            lambda f: f(X, FACTOR, np.array([0, 2, 1]), chunk_size=1),
+        ),
+        ("reduction is 'avg', " + REDUCTION, lambda f: f(X, FACTOR, BINARY, reduction="avg")),
+        ("label_smoothing is 2, " + FRACTION, lambda f: f(X, FACTOR, BINARY, label_smoothing=2)),
+        *(
+            (
+                f"chunk_size is {size!r}, expected None, a number of rows >= 1 or a pair (rows, classes)",
+                lambda f, size=size: f(X, FACTOR, BINARY, chunk_size=size),
+            )
+            for size in (0, -1, 1.5, True, "2", (), (1,), (1, 0), (1, 2, 3), [1, 2])
+        ),
+    ],
+)
+def test_linear_loss(message, call):
+    for verb in (xs.linear_cross_entropy, xs.linear_cross_entropy_and_grad):
+        check(ValueError, f"{verb.__name__}: {message}", lambda verb=verb: call(verb))
+
+
+def test_arrays_of_a_linear_loss():
+    verb = "linear_cross_entropy"
+    message = f"{verb}: linear_bias is a list, {CONVERT.format('linear_bias')}"
+    check(TypeError, message, lambda: xs.linear_cross_entropy(X, FACTOR, BINARY, linear_bias=[1.0, 2.0]))
+    message = f"{verb}: linear_weight has dtype complex128, {REAL}; convert linear_weight first, for example to float64"
+    check(TypeError, message, lambda: xs.linear_cross_entropy(X, FACTOR.astype(complex), BINARY))
+    strict = pytest.importorskip("array_api_strict")
+    message = f"{verb}: input is an array of numpy and linear_weight of array_api_strict, expected one library"
+    check(TypeError, message, lambda: xs.linear_cross_entropy(X, strict.asarray(FACTOR), BINARY))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

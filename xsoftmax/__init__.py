@@ -13,6 +13,7 @@ from .functions import (
     softmax_jvp,
     softmax_vjp,
 )
+from .linear import LinearLossAndGrad, linear_cross_entropy, linear_cross_entropy_and_grad
 from .losses import (
     GradAndHessianDiag,
     LossAndGrad,
@@ -30,6 +31,7 @@ from .threads import get_num_threads, set_num_threads
 __all__ = [
     "Backend",
     "GradAndHessianDiag",
+    "LinearLossAndGrad",
     "LossAndGrad",
     "backend",
     "backends",
@@ -43,6 +45,8 @@ __all__ = [
     "explain",
     "get_num_threads",
     "kl_divergence",
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_grad",
     "log_softmax",
     "log_softmax_jvp",
     "log_softmax_vjp",

@@ -145,6 +145,21 @@ def check_targets(
     return True
 
 
+def check_linear(verb: str, x: Array, factor: Array, bias: Array | None) -> None:
+    """logits = x @ factor.T + bias"""
+    if not x.ndim:
+        raise ValueError(f"{verb}: input has shape (), expected at least one dimension")
+    shape, width = tuple(factor.shape), x.shape[-1]
+    if factor.ndim != 2 or (isinstance(shape[1], int) and isinstance(width, int) and shape[1] != width):
+        raise ValueError(
+            f"{verb}: linear_weight has shape {shape}, expected (V, {width}) = for each class a row like input's"
+        )
+    if shape[0] == 0:
+        raise ValueError(f"{verb}: linear_weight has shape {shape}, expected at least one class on axis 0")
+    if bias is not None:
+        check_shape(verb, "linear_bias", bias, (shape[0],), "the number of rows of linear_weight")
+
+
 def check_indexable(verb: str, xp: Any, fix: str) -> None:
     """Class indices need a range; a library without one can't have them."""
     if not hasattr(xp, "arange"):
@@ -242,6 +257,21 @@ def check_ignore_index(verb: str, ignore_index: Any, labels: bool) -> None:
         raise TypeError(f"{verb}: ignore_index is {ignore_index!r}, expected an int or None")
     if not labels:
         raise ValueError(f"{verb}: ignore_index is {ignore_index!r}, expected None with probability targets")
+
+
+def chunk_sizes(verb: str, chunk_size: Any) -> tuple[int | None, int | None]:
+    """Rows and classes of a chunk; None: to be chosen."""
+    given = chunk_size if isinstance(chunk_size, tuple) else (chunk_size, None)
+    if len(given) != 2 or not all(size is None or _is_count(size) for size in given):
+        raise ValueError(
+            f"{verb}: chunk_size is {chunk_size!r}, expected None, a number of rows >= 1 or a pair (rows, classes)"
+        )
+    rows, classes = (None if size is None else operator.index(size) for size in given)
+    return rows, classes
+
+
+def _is_count(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool) and operator.index(value) > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from . import choose, functions, losses
+from . import choose, functions, linear, losses
 from .problem import Problem
 
-_VERBS = {name: getattr(module, name) for module in (functions, losses) for name in module.__all__ if name.islower()}
+_VERBS = {
+    name: getattr(module, name) for module in (functions, losses, linear) for name in module.__all__ if name.islower()
+}
 
 
 @dataclass(frozen=True)

@@ -73,16 +73,44 @@ class Exponentials(NamedTuple):
         return xp.log1p(self.q / self.wm)
 
 
-def exponentials(x: Array, axes: Axes, headroom: Array | None = None, *, xp: Any) -> Exponentials:
-    """`headroom`: the logarithm of a factor that w can be multiplied by without overflow, for c = m at the latest."""
-    big, _, largest = _LIMITS.get(dtype_name(x), _LIMITS["float64"])
+def exponentials(
+    x: Array, axes: Axes, headroom: Array | None = None, *, classes: int | None = None, xp: Any
+) -> Exponentials:
+    """`headroom`: the logarithm of a factor that w can be multiplied by without overflow, for c = m at the latest.
+
+    `classes`: the number of classes of a row of which x holds a part.
+    """
     m = xp.max(x, axis=axes, keepdims=True)
+    shift = _shift(m, _count(x, axes) if classes is None else classes, headroom, xp=xp)
+    wm = shift.exp(shift.m0, xp=xp)
+    at_max = x == m
+    w = xp.where(at_max, wm, shift.exp(x, xp=xp))
+    ties = xp.sum(xp.astype(at_max, x.dtype), axis=axes, keepdims=True)
+    q = total(xp.where(at_max, xp.zeros_like(w), w), axes, xp=xp) + (ties - 1.0) * wm
+    return Exponentials(m, w, wm, xp.where(shift.finite, q, xp.full_like(q, math.nan)))
+
+
+class _Shift(NamedTuple):
+    """How a row with maximum m is exponentiated; m0 = m, but 0 where m is not finite."""
+
+    m0: Array
+    c: Array
+    scale: Array
+    finite: Array
+
+    def exp(self, x: Array, *, xp: Any) -> Array:
+        """exp(x − c) · scale; neither x − c nor exp overflows, whatever the row holds"""
+        _, _, largest = _LIMITS.get(dtype_name(x), _LIMITS["float64"])
+        lowest = xp.where(self.m0 > 0.0, self.m0, xp.zeros_like(self.m0)) - largest
+        inside = xp.minimum(xp.maximum(x, lowest), self.m0)
+        return xp.exp(inside - self.c) * self.scale
+
+
+def _shift(m: Array, classes: int, headroom: Array | None = None, *, xp: Any) -> _Shift:
+    big, _, _ = _LIMITS.get(dtype_name(m), _LIMITS["float64"])
     finite = xp.isfinite(m)
     m0 = xp.where(finite, m, xp.zeros_like(m))
-    lowest = xp.where(m0 > 0.0, m0, xp.zeros_like(m0)) - largest
-    inside = xp.minimum(xp.maximum(x, lowest), m0)  # neither x − c nor exp overflows, whatever the row holds
     c = exact_shift(m0, xp=xp)
-    classes = _count(x, axes)
     limit = big - math.log(classes) - 1.0
     if headroom is not None:
         c = xp.where(m0 - c + headroom > limit, m0, c)
@@ -92,12 +120,7 @@ def exponentials(x: Array, axes: Axes, headroom: Array | None = None, *, xp: Any
         xp.full_like(m0, 2.0 ** -(2 + math.ceil(math.log2(classes)))),
         xp.ones_like(m0),
     )
-    wm = xp.exp(m0 - c) * scale
-    at_max = x == m
-    w = xp.where(at_max, wm, xp.exp(inside - c) * scale)
-    ties = xp.sum(xp.astype(at_max, x.dtype), axis=axes, keepdims=True)
-    q = total(xp.where(at_max, xp.zeros_like(w), w), axes, xp=xp) + (ties - 1.0) * wm
-    return Exponentials(m, w, wm, xp.where(finite, q, xp.full_like(q, math.nan)))
+    return _Shift(m0, c, scale, finite)
 
 
 def exact_shift(m: Array, *, xp: Any) -> Array:
@@ -254,6 +277,14 @@ def signed_logsumexp(x: Array, b: Array, axes: Axes, *, xp: Any) -> tuple[Array,
 # cross-entropy of a row: L = Σ_i t_i (logsumexp(x) − x_i) + ζ logsumexp(x)², T = Σ_i t_i
 
 
+class Part(NamedTuple):
+    """Some classes of a row: from `start`, of `classes`, of which `kept` are not masked."""
+
+    start: int
+    classes: int
+    kept: Array | int
+
+
 def targets(
     given: Array,
     where: Array | None,
@@ -264,19 +295,23 @@ def targets(
     like: Array,
     axis: int,
     xp: Any,
+    part: Part | None = None,
 ) -> Array:
     """t = weight · ((1 − ε) target + ε / K), K the number of classes kept; no such class: a row of nan"""
     if labels:
         n = like.shape[axis]
+        start, classes = (0, n) if part is None else part[:2]
         label = with_axis(given, axis)
-        hit = xp.astype(label == class_indices(n, axis, xp, device_of(like)), like.dtype)
-        t = xp.where((label >= 0) & (label < n), hit, xp.full_like(hit, math.nan))
+        hit = xp.astype(label == class_indices(n, axis, xp, device_of(like)) + start, like.dtype)
+        t = xp.where((label >= 0) & (label < classes), hit, xp.full_like(hit, math.nan))
     else:
         t = given if where is None else xp.where(where, given, xp.zeros_like(given))
     if label_smoothing:
         kept = xp.ones_like(like) if where is None else xp.where(where, xp.ones_like(like), xp.zeros_like(like))
-        classes = xp.maximum(xp.sum(kept, axis=axis, keepdims=True), xp.ones_like(like[_first(axis)]))
-        t = (1.0 - label_smoothing) * t + label_smoothing * kept / classes
+        number = xp.sum(kept, axis=axis, keepdims=True) if part is None else part.kept
+        if not isinstance(number, int):
+            number = xp.maximum(number, xp.ones_like(like[_first(axis)]))
+        t = (1.0 - label_smoothing) * t + label_smoothing * kept / number
     return t if weight is None else t * weight
 
 
@@ -286,14 +321,24 @@ def _first(axis: int) -> tuple[Any, ...]:
 
 def cross_entropy(x: Array, e: Exponentials, t: Array, zeta: Array | float, axes: Axes, *, xp: Any) -> Array:
     """L = T log1p(q / wm) + Σ_i t_i (m − x_i) + ζ logsumexp²: no term can cancel another; 0 · ∞ = 0"""
-    log_sum = e.log_sum(xp=xp)
-    none = t == 0.0
-    far = xp.where(none, xp.zeros_like(t), distance_from_max(x, e.m, xp=xp))
-    loss = total(t, axes, xp=xp) * log_sum + total(t * far, axes, xp=xp)
+    return _loss(total(t, axes, xp=xp), _far(x, e.m, t, axes, xp=xp), e.m, e.log_sum(xp=xp), zeta)
+
+
+def _loss(sum_t: Array, far: Array, m: Array, log_sum: Array, zeta: Array | float) -> Array:
+    loss = sum_t * log_sum + far
     if _is(zeta, 0.0):
         return loss
-    lse = e.m + log_sum
+    lse = m + log_sum
     return loss + zeta * lse * lse
+
+
+def _far(x: Array, m: Array, t: Array, axes: Axes, *, xp: Any) -> Array:
+    """Σ_i t_i (m − x_i), 0 · ∞ = 0"""
+    return total(_times_distance(t, x, m, xp=xp), axes, xp=xp)
+
+
+def _times_distance(t: Array, x: Array, m: Array, *, xp: Any) -> Array:
+    return t * xp.where(t == 0.0, xp.zeros_like(t), distance_from_max(x, m, xp=xp))
 
 
 def cross_entropy_grad(
@@ -303,10 +348,14 @@ def cross_entropy_grad(
 
     At a class with more than half of y: (T − t_i) − T (1 − y_i), from sums that leave that class out.
     """
-    majority = y > 0.5
-    sum_t = total(t, axes, xp=xp)
-    others = total(xp.where(majority, xp.zeros_like(t), t), axes, xp=xp)
-    grad = xp.where(majority, others - sum_t * not_y, sum_t * y - t)
+    others = total(xp.where(y > 0.5, xp.zeros_like(t), t), axes, xp=xp)
+    return _grad(y, not_y, t, total(t, axes, xp=xp), others, zeta, lse, xp=xp)
+
+
+def _grad(
+    y: Array, not_y: Array, t: Array, sum_t: Array, others: Array, zeta: Array | float, lse: Array, *, xp: Any
+) -> Array:
+    grad = xp.where(y > 0.5, others - sum_t * not_y, sum_t * y - t)
     return grad if _is(zeta, 0.0) else grad + 2.0 * zeta * lse * y
 
 
@@ -328,6 +377,70 @@ def hessian_diag(y: Array, not_y: Array, t: Array, zeta: Array | float, lse: Arr
 
 def _is(option: Array | float, number: float) -> bool:
     return isinstance(option, float) and option == number
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# cross-entropy of a row that is read part by part: first the states of all parts, merged, then the gradients
+
+
+class State(NamedTuple):
+    """What some classes of a row tell; one copy of the maximum stays out of `q`, and its t out of `others`."""
+
+    m: Array
+    wm: Array
+    q: Array
+    top: Array  # t at the maximum, of ties their sum: no gradient asks for it then
+    others: Array  # Σ of the other t
+    far: Array  # Σ t (m − x)
+
+    @property
+    def sum_t(self) -> Array:
+        return self.top + self.others
+
+    def log_sum(self, *, xp: Any) -> Array:
+        return xp.log1p(self.q / self.wm)
+
+
+def state(x: Array, t: Array, classes: int, axes: Axes, *, xp: Any) -> State:
+    e = exponentials(x, axes, classes=classes, xp=xp)
+    zeros, at_max = xp.zeros_like(t), x == e.m
+    top, others = (total(a, axes, xp=xp) for a in (xp.where(at_max, t, zeros), xp.where(at_max, zeros, t)))
+    return State(e.m, e.wm, e.q, top, others, _far(x, e.m, t, axes, xp=xp))
+
+
+def merged(a: State, b: State, classes: int, *, xp: Any) -> State:
+    """q = q_a + w_b + q_b w_b / wm_b and so on, for m_a ≥ m_b and w_b = exp(m_b − c), c the shift of m_a"""
+    above = b.m > a.m
+    high = State(*(xp.where(above, y, x) for x, y in zip(a, b, strict=True)))
+    low = State(*(xp.where(above, x, y) for x, y in zip(a, b, strict=True)))
+    m = xp.maximum(a.m, b.m)
+    w = weight_of(low.m, m, classes, xp=xp)
+    q = high.q + xp.where(low.m == -math.inf, xp.zeros_like(w), w + low.q * (w / low.wm))
+    return State(
+        m,
+        high.wm,
+        xp.where(xp.isfinite(m), q, xp.full_like(q, math.nan)),
+        high.top,
+        high.others + low.sum_t,
+        high.far + low.far + _times_distance(low.sum_t, low.m, m, xp=xp),
+    )
+
+
+def weight_of(x: Array, m: Array, classes: int, *, xp: Any) -> Array:
+    """w = exp(x − c), c the shift of a row with maximum m"""
+    return _shift(m, classes, xp=xp).exp(x, xp=xp)
+
+
+def cross_entropy_of_state(s: State, zeta: Array | float, *, xp: Any) -> Array:
+    return _loss(s.sum_t, s.far, s.m, s.log_sum(xp=xp), zeta)
+
+
+def cross_entropy_grad_of_part(x: Array, s: State, t: Array, zeta: Array | float, classes: int, *, xp: Any) -> Array:
+    """The gradient at the classes x, s the state of the whole row."""
+    w = xp.where(x == s.m, s.wm, weight_of(x, s.m, classes, xp=xp))
+    e = Exponentials(s.m, w, s.wm, s.q)
+    lse = s.m + s.log_sum(xp=xp)
+    return _grad(e.softmax(), e.complement(xp=xp), t, s.sum_t, s.others, zeta, lse, xp=xp)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

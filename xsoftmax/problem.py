@@ -69,19 +69,24 @@ class Given(NamedTuple):
 
 
 class GivenLoss(NamedTuple):
-    """Checked arguments of a loss; `targets` are labels in the widest integer dtype, or probabilities as given."""
+    """Checked arguments of a loss; `targets` are labels in the widest integer dtype, or probabilities as given.
+
+    `x` are the logits; with `linear`, (linear_weight, linear_bias), what is multiplied to become them.
+    """
 
     problem: Problem
     xp: Any
     device: Any
     x: Array
+    classes: int
     targets: Array
     raw_targets: Array
     where: Array | None
     weight: Array | None
     sample_weight: Array | None
     ignore_index: int | None
-    v: Array | None
+    v: Array | None = None
+    linear: tuple[Array, Array | None] | None = None
 
 
 def on_logits(
@@ -176,15 +181,86 @@ def on_loss(
     required = {name: logits, "targets": targets, **({} if wants else {"v": v})}
     optional = {"where": where, "weight": weight, "sample_weight": sample_weight}
     xp = checks.namespace(verb, required, **optional)
-    x, targets, v, where, weight, sample_weight = (
-        checks.as_array(a, xp) for a in (logits, targets, v, where, weight, sample_weight)
-    )
+    x, v = (checks.as_array(a, xp) for a in (logits, v))
     checks.check_dtype(verb, name, x)
     axis = checks.one_axis(verb, axis, x.ndim, name)
     shape = tuple(x.shape)
-    rows = shape[:axis] + shape[x.ndim + axis + 1 :]
     if shape[axis] == 0:
         raise ValueError(f"{verb}: {name} has shape {shape}, expected at least one class on axis {axis}")
+    if v is not None:
+        checks.check_dtype(verb, "v", v)
+        checks.check_shape(verb, "v", v, shape, f"{name}.shape")
+    floats = floating(x, xp, device_of(x))
+    checks.check_out(verb, out, floats, {**required, **optional}, xp)
+    given = _on_loss(
+        verb, xp, floats, shape, axis, dtype_name(floats), targets, where, weight, sample_weight, ignore_index,
+        label_smoothing, temperature, softcap, z_loss, reduction, wants, name
+    )  # fmt: skip
+    return given._replace(v=v)
+
+
+def on_linear_loss(
+    verb: str,
+    input: Array,
+    linear_weight: Array,
+    targets: Array,
+    linear_bias: Array | None,
+    where: Array | None,
+    weight: Array | None,
+    sample_weight: Array | None,
+    ignore_index: int | None,
+    label_smoothing: float,
+    temperature: float,
+    softcap: float | None,
+    z_loss: float,
+    reduction: str,
+    *,
+    wants: tuple[str, ...],
+) -> GivenLoss:
+    """A loss of logits = input @ linear_weight.T + linear_bias, which are not made here."""
+    required = {"input": input, "linear_weight": linear_weight, "targets": targets}
+    optional = {"linear_bias": linear_bias, "where": where, "weight": weight, "sample_weight": sample_weight}
+    xp = checks.namespace(verb, required, **optional)
+    x, factor, bias = (checks.as_array(a, xp) for a in (input, linear_weight, linear_bias))
+    for name, a in (("input", x), ("linear_weight", factor), ("linear_bias", bias)):
+        if a is not None:
+            checks.check_dtype(verb, name, a)
+    checks.check_linear(verb, x, factor, bias)
+    device = device_of(x)
+    x, factor = floating(x, xp, device), floating(factor, xp, device)
+    bias = None if bias is None else floating(bias, xp, device)
+    shape = (*x.shape[:-1], factor.shape[0])
+    dtype = promoted([dtype_name(a) for a in (x, factor, bias) if a is not None])
+    given = _on_loss(
+        verb, xp, x, shape, -1, dtype, targets, where, weight, sample_weight, ignore_index,
+        label_smoothing, temperature, softcap, z_loss, reduction, wants, "logits"
+    )  # fmt: skip
+    return given._replace(linear=(factor, bias))
+
+
+def _on_loss(
+    verb: str,
+    xp: Any,
+    x: Array,
+    shape: tuple[Any, ...],
+    axis: int,
+    dtype: str,
+    targets: Array,
+    where: Array | None,
+    weight: Array | None,
+    sample_weight: Array | None,
+    ignore_index: int | None,
+    label_smoothing: float,
+    temperature: float,
+    softcap: float | None,
+    z_loss: float,
+    reduction: str,
+    wants: tuple[str, ...],
+    name: str,
+) -> GivenLoss:
+    """`shape` and `dtype` are those of the logits."""
+    targets, where, weight, sample_weight = (checks.as_array(a, xp) for a in (targets, where, weight, sample_weight))
+    rows = shape[:axis] + shape[len(shape) + axis + 1 :]
     labels = checks.check_targets(verb, name, targets, shape, rows, axis)
     if labels:
         checks.check_indexable(verb, xp, "pass probabilities, such as one-hot rows")
@@ -194,15 +270,11 @@ def on_loss(
     for key, array, expected, why in (
         ("weight", weight, (shape[axis],), f"the number of classes of {name} on axis {axis}"),
         ("sample_weight", sample_weight, rows, f"{name}.shape without axis {axis}"),
-        ("v", v, shape, f"{name}.shape"),
     ):
         if array is not None:
             checks.check_dtype(verb, key, array)
             checks.check_shape(verb, key, array, expected, why)
     device = device_of(x)
-    floats = floating(x, xp, device)
-    checks.check_out(verb, out, floats, {**required, **optional}, xp)
-    dtype = dtype_name(floats)
     compute = compute_dtype(dtype, xp, device, wide_halves=True)
     problem = Problem(
         verb,
@@ -226,7 +298,7 @@ def on_loss(
     if sample_weight is not None:
         sample_weight = with_axis(cast(sample_weight, compute, xp), axis)
     widened = _widened(targets, xp, device) if labels else targets
-    return GivenLoss(problem, xp, device, floats, widened, targets, where, weight, sample_weight, ignore_index, v)
+    return GivenLoss(problem, xp, device, x, shape[axis], widened, targets, where, weight, sample_weight, ignore_index)
 
 
 def _broadcast(x: Array, b: Array, xp: Any) -> tuple[Array, Array]:

@@ -90,13 +90,12 @@ def _reduced(loss: Array, w: Weighing, axis: int, *, xp: Any) -> Array:
 def _bad_labels(given: GivenLoss, label: Array, absent: Array | None) -> Array | None:
     """Labels out of range: an error where values can be looked at, else marked."""
     p, xp = given.problem, given.xp
-    classes = given.x.shape[p.axes[0]]
-    bad = (label < 0) | (label >= classes)
+    bad = (label < 0) | (label >= given.classes)
     if absent is not None:
         bad = bad & ~absent
     if is_lazy(given.targets, p.library) or is_lazy(given.x, p.library):
         return bad
-    checks.check_labels(p.verb, given.raw_targets, classes, bad, xp)
+    checks.check_labels(p.verb, given.raw_targets, given.classes, bad, xp)
     return None
 
 
@@ -123,7 +122,7 @@ def _number_of_rows(given: GivenLoss) -> Array | int:
 def _label_weight(given: GivenLoss, label: Array) -> Array:
     """weight[label], 0 for a label that is no class."""
     p, xp = given.problem, given.xp
-    hit = label == class_indices(given.x.shape[p.axes[0]], p.axes[0], xp, given.device)
+    hit = label == class_indices(given.classes, p.axes[0], xp, given.device)
     return xp.sum(xp.where(hit, given.weight, xp.zeros_like(given.weight)), axis=p.axes[0], keepdims=True)
 
 

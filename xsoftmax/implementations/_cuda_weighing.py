@@ -45,7 +45,7 @@ class Weighings:
         absent = empty(shape, "bool", x) if may_be_absent else None
         arguments = WeighingArguments(
             rows,
-            x.shape[p.axes[0]],
+            given.classes,
             ignored if ignores else 0,
             labels=0 if labels is None else pointer(labels),
             s=0 if weights is None else pointer(weights),

@@ -8,7 +8,9 @@ from typing import Any
 
 from .. import formulas
 from ..arrays import cast, rounded
+from ..formulas import State
 from ..problem import Array, Problem, Rows
+from . import _linear
 
 
 def refuses(problem: Problem) -> list[str]:
@@ -67,9 +69,7 @@ def cross_entropy(
     p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any
 ) -> tuple[Array | None, Array | None]:
     """Loss of each row in the compute dtype, not scaled; gradient in the result dtype, scaled by `rows.scale`."""
-    x = masked(cast(x, p.compute, xp), rows.where, -math.inf, xp)
-    z = formulas.capped(x, p.softcap, p.temperature, xp=xp)
-    t = target_rows(p, targets, rows, z, xp)
+    x, z, t = _capped_rows(p, x, targets, rows, xp)
     e = formulas.exponentials(z, p.axes, xp=xp)
     loss = grad = None
     if "loss" in p.wants:
@@ -77,9 +77,35 @@ def cross_entropy(
     if "grad" in p.wants:
         lse = e.m + e.log_sum(xp=xp)
         grad = formulas.cross_entropy_grad(e.softmax(), e.complement(xp=xp), t, rows.zeta, lse, p.axes, xp=xp)
-        slope, _ = formulas.capped_derivatives(x, p.softcap, p.temperature, xp=xp)
-        grad = scaled(p, grad if slope is None else grad * slope, rows, xp)
+        grad = _of_logits(p, grad, x, rows, xp)
     return loss, grad
+
+
+def class_state(p: Problem, x: Array, targets: Array, rows: Rows, part: formulas.Part, *, xp: Any, run: Any) -> State:
+    """What some classes of the rows tell of their loss."""
+    _, z, t = _capped_rows(p, x, targets, rows, xp, part)
+    return formulas.state(z, t, part.classes, p.axes, xp=xp)
+
+
+def class_grad(
+    p: Problem,
+    x: Array,
+    targets: Array,
+    rows: Rows,
+    part: formulas.Part,
+    own: State,
+    state: State,
+    *,
+    xp: Any,
+    run: Any,
+) -> Array:
+    """The gradient at some classes, scaled by `rows.scale`, from their own state and that of the whole rows."""
+    x, z, t = _capped_rows(p, x, targets, rows, xp, part)
+    grad = formulas.cross_entropy_grad_of_part(z, state, t, rows.zeta, part.classes, xp=xp)
+    return _of_logits(p, grad, x, rows, xp)
+
+
+linear_cross_entropy = _linear.linear_cross_entropy
 
 
 def cross_entropy_hvp(p: Problem, x: Array, targets: Array, rows: Rows, v: Array, *, xp: Any, run: Any) -> Array:
@@ -130,7 +156,24 @@ def masked(x: Array, where: Array | None, value: float, xp: Any) -> Array:
     return x if where is None else xp.where(where, x, xp.full_like(x, value))
 
 
-def target_rows(p: Problem, targets: Array, rows: Rows, like: Array, xp: Any) -> Array:
+def _capped_rows(
+    p: Problem, x: Array, targets: Array, rows: Rows, xp: Any, part: formulas.Part | None = None
+) -> tuple[Array, Array, Array]:
+    """Logits, what cap and temperature make of them, and targets, all in the compute dtype."""
+    x = masked(cast(x, p.compute, xp), rows.where, -math.inf, xp)
+    z = formulas.capped(x, p.softcap, p.temperature, xp=xp)
+    return x, z, target_rows(p, targets, rows, z, xp, part)
+
+
+def _of_logits(p: Problem, grad: Array, x: Array, rows: Rows, xp: Any) -> Array:
+    """z′ ∂L/∂z, scaled"""
+    slope, _ = formulas.capped_derivatives(x, p.softcap, p.temperature, xp=xp)
+    return scaled(p, grad if slope is None else grad * slope, rows, xp)
+
+
+def target_rows(
+    p: Problem, targets: Array, rows: Rows, like: Array, xp: Any, part: formulas.Part | None = None
+) -> Array:
     given = targets if p.labels else cast(targets, p.compute, xp)
     return formulas.targets(
         given,
@@ -141,18 +184,18 @@ def target_rows(p: Problem, targets: Array, rows: Rows, like: Array, xp: Any) ->
         like=like,
         axis=p.axes[0],
         xp=xp,
+        part=part,
     )
 
 
 def _second_order(p: Problem, x: Array, targets: Array, rows: Rows, xp: Any, run: Any) -> tuple[Any, ...]:
     """What Hessian products are made of: softmax and logsumexp through the chooser, so that they have their rules."""
-    x = masked(cast(x, p.compute, xp), rows.where, -math.inf, xp)
-    z = formulas.capped(x, p.softcap, p.temperature, xp=xp)
+    x, z, t = _capped_rows(p, x, targets, rows, xp)
     inner = replace(p, dtype=p.compute, result=p.compute, temperature=1.0, softcap=None, wants=())
     y = run("softmax", inner, z, rows.where, xp=xp)
     lse = run("logsumexp", inner, z, rows.where, xp=xp) if p.z_loss else None
     slope, curvature = formulas.capped_derivatives(x, p.softcap, p.temperature, xp=xp)
-    return x, y, target_rows(p, targets, rows, z, xp), lse, slope, curvature
+    return x, y, t, lse, slope, curvature
 
 
 def scaled(p: Problem, grad: Array, rows: Rows, xp: Any) -> Array:

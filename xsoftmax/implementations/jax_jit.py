@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..problem import Problem
-from . import array_api
+from . import _jax_linear, array_api
 
 
 def refuses(problem: Problem) -> list[str]:
@@ -75,4 +75,5 @@ def _program(operation: str, p: Problem, tree: Any, constants: Any, temperature:
 
 
 def _formulas(operation: str, p: Problem, *args: Any, xp: Any, out: None = None) -> Any:
-    return getattr(array_api, operation)(p, *args, xp=xp, run=_formulas)
+    module = _jax_linear if operation == "linear_cross_entropy" else array_api
+    return getattr(module, operation)(p, *args, xp=xp, run=_formulas)

@@ -20,6 +20,7 @@ from jax.interpreters import ad, batching, mlir
 from .. import formulas
 from ..arrays import cast
 from ..problem import Array, Problem, Rows
+from . import _jax_linear
 
 
 def refuses(problem: Problem) -> list[str]:
@@ -275,6 +276,9 @@ def _targets(call: _Call, primals: Any, tangents: Any) -> tuple[Array, Array | N
 
 def _rows(call: _Call, where: Array | None, weight: Array | None, zetas: Array | None) -> Rows:
     return Rows(where, weight, None, call.zeta if zetas is None else zetas)
+
+
+linear_cross_entropy = _jax_linear.linear_cross_entropy
 
 
 def cross_entropy_hvp(p: Problem, x: Array, targets: Array, rows: Rows, v: Array, *, xp: Any, run: Any) -> Array:

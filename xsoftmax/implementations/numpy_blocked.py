@@ -14,7 +14,7 @@ import numpy as np
 from .. import formulas
 from ..blocks import ELEMENTS
 from ..problem import Array, Problem, Rows
-from . import array_api
+from . import _numpy_classes, array_api
 from ._numpy_rows import READ, Operations, quick_result
 
 _SHORT = 32  # classes; NumPy reduces shorter rows one by one, at 30 ns each, but their transpose at once
@@ -318,3 +318,5 @@ cross_entropy = _operations.cross_entropy
 softmax_product = _operations.softmax_product
 log_softmax_vjp = _operations.log_softmax_vjp
 log_softmax_jvp = _operations.log_softmax_jvp
+class_state = _numpy_classes.class_state
+class_grad = _numpy_classes.class_grad

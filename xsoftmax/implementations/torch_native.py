@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from .. import formulas
 from ..arrays import cast, is_lazy
 from ..problem import Array, Problem, Rows
+from . import _torch_linear
 
 Arrays = tuple[Array | None, ...]
 
@@ -430,6 +431,13 @@ _CROSS_ENTROPY = _Rule(
     _cross_entropy_jvp,
     arguments=lambda x, targets, *rows: (x, targets, Rows(*rows)),
 )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a loss of linear logits, by blocks
+
+
+linear_cross_entropy = _torch_linear.linear_cross_entropy
 
 
 # ---------------------------------------------------------------------------------------------------------------------

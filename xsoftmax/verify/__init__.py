@@ -10,7 +10,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from .. import functions, losses
+from .. import functions, linear, losses
 from ..backends import Backend
 from .cases import DTYPES, POSITIONAL, VERBS, Case, cases
 from .compare import Arithmetic, Verdict, judge
@@ -20,7 +20,7 @@ from .oracle import expected
 __all__ = ["DTYPES", "VERBS", "Result", "Summary", "plan", "summarise", "verify"]
 
 # Options that are arrays of the backend; all others are static.
-_ARRAYS = ("where", "weight", "sample_weight", "b")
+_ARRAYS = ("where", "weight", "sample_weight", "b", "linear_bias")
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,8 @@ def _convert(backend: Backend, a: object, case: Case, default_float: str) -> obj
 def _function(verb: str, static: tuple, jit: bool) -> Callable:
     if jit:
         return _jitted(verb, static)
-    return partial(getattr(losses if hasattr(losses, verb) else functions, verb), **dict(static))
+    module = next(module for module in (losses, linear, functions) if verb in module.__all__)
+    return partial(getattr(module, verb), **dict(static))
 
 
 @cache

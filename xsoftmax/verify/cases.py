@@ -33,6 +33,7 @@ POSITIONAL = {
     "cross_entropy_and_grad": ("logits", "targets"),
     "cross_entropy_hvp": ("logits", "targets", "v"),
     "cross_entropy_grad_and_hessian_diag": ("logits", "targets"),
+    "linear_cross_entropy": ("input", "linear_weight", "targets"),
     "cross_entropy_from_probs": ("probs", "targets"),
     "entropy": ("p",),
     "kl_divergence": ("p", "q"),
@@ -66,6 +67,7 @@ def cases(dtype: str) -> tuple[Case, ...]:
         *_products(dtype),
         *_labels(dtype),
         *_losses(dtype),
+        *_linear(dtype),
         *_probabilities(dtype),
         *_long(dtype),
     )
@@ -217,6 +219,22 @@ def _losses(dtype: str) -> Iterator[Case]:
     yield Case("integer one-hot", dtype, LOSSES, {"logits": x, "targets": one_hot, "v": v}, none)
     yield from _absent_rows(dtype, v)
     yield from _loss_shapes(dtype)
+
+
+def _linear(dtype: str) -> Iterator[Case]:
+    """Whole numbers, and one factor for each class that is a power of two: no product rounds."""
+    verbs, rng = FAMILIES["linear"], generator("linear")
+    whole = {"input": rng.integers(-4, 5, SHAPE), "linear_weight": rng.integers(-3, 4, (7, CLASSES))}
+    whole = {name: a.astype(numpy_dtype(dtype)) for name, a in whole.items()}
+    labels = {"targets": rng.integers(7, size=ROWS)}
+    options = {"linear_bias": np.arange(7).astype(numpy_dtype(dtype)), "chunk_size": (7, 3)}
+    yield Case("linear, whole numbers", dtype, verbs, {**whole, **labels}, options)
+    x = block("margins", dtype)
+    factor = np.eye(CLASSES)[::-1] * 2.0 ** np.array([0, 1, 0, 1, 0, 1])[:, None]
+    single = {"input": x, "linear_weight": factor.astype(x.dtype), "targets": np.arange(ROWS) % CLASSES}
+    for size in (None, (5, 1)):
+        options = {"chunk_size": size, "reduction": "none"}
+        yield Case(f"linear, margins, chunks of {size}", dtype, verbs, single, options)
 
 
 def _soft_targets(name: str, x: np.ndarray) -> dict[str, np.ndarray]:

@@ -43,6 +43,7 @@ FAMILIES = {
         "cross_entropy_hvp",
         "cross_entropy_grad_and_hessian_diag",
     ),
+    "linear": ("linear_cross_entropy",),
     "from_probs": ("cross_entropy_from_probs",),
     "entropy": ("entropy",),
     "kl_divergence": ("kl_divergence",),
@@ -296,6 +297,18 @@ def _cross_entropy(
     }
 
 
+def _linear(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
+    """Of inputs whose logits are exact in their dtype, so that no product rounds."""
+    of_logits = {name: value for name, value in options.items() if name not in ("linear_bias", "chunk_size")}
+    x, factor = (_floating(arrays[name], default_float) for name in ("input", "linear_weight"))
+    exact = as_float64(x) @ as_float64(factor).T + as_float64(options.get("linear_bias", np.zeros(())))
+    logits = exact.astype(x.dtype)
+    if not np.array_equal(as_float64(logits), exact):
+        raise ValueError("linear_cross_entropy: the case's logits are not exact in their dtype")
+    of_whole = {"logits": logits, "targets": arrays["targets"]}
+    return {"linear_cross_entropy": _cross_entropy(of_whole, of_logits, default_float, verbs)["cross_entropy"]}
+
+
 def _from_probs(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
     probs, targets = _floating(arrays["probs"], default_float), arrays["targets"]
     problem = LossProblem(probs, targets, **options)
@@ -358,6 +371,7 @@ _COMPUTE = {
     "softmax product": _products(_softmax_product),
     "log_softmax product": _products(_log_softmax_product),
     "cross_entropy": _cross_entropy,
+    "linear": _linear,
     "from_probs": _from_probs,
     "entropy": _divergence("entropy", _entropy_term),
     "kl_divergence": _divergence("kl_divergence", _relative_entropy_term),

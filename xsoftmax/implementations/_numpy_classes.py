@@ -1,0 +1,107 @@
+"""Parts of rows of NumPy arrays (n, C).
+
+float32 logits without options go through `cross_entropy`, as if these classes were all. The others are worked by the
+formulas, in blocks that stay in the cache, on the threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .. import formulas
+from ..blocks import cut
+from ..chunks import of_rows
+from ..formulas import Part, State
+from ..problem import Array, Problem, Rows
+from ..threads import each
+from . import array_api
+from ._linear import rows_of
+
+
+def class_state(p: Problem, x: Array, targets: Array, rows: Rows, part: Part, *, xp: Any, run: Any) -> State:
+    if _is_plain(p, rows):
+        top = np.argmax(x, axis=1)
+        m = np.take_along_axis(x, top[:, None], 1).astype(np.float64)
+        if np.isfinite(m).all():
+            loss, _ = run("cross_entropy", _of_labels(p, "loss"), x, top, Rows(), xp=xp)
+            return _state(m, np.expm1(loss), x, targets, rows, part, xp)
+    state = State(*(np.empty((len(x), 1)) for _ in State._fields))
+
+    def work(block: slice) -> None:
+        found = array_api.class_state(p, *_of_block(block, x, targets, rows, part), xp=xp, run=run)
+        for whole, values in zip(state, found, strict=True):
+            whole[block] = values
+
+    _each_block(work, x)
+    return state
+
+
+def _state(m: Array, ratio: Array, x: Array, labels: Array, rows: Rows, part: Part, xp: Any) -> State:
+    """`ratio` is q / wm, of which log1p is the loss of the maximum."""
+    wm = formulas.weight_of(m, m, part.classes, xp=xp)
+    _, at_label, t = _at_label(x, labels, rows, part)
+    at_max = at_label == m
+    zeros = np.zeros_like(t)
+    far = np.multiply(t, m - at_label, out=zeros.copy(), where=t != 0.0)
+    return State(m, wm, ratio * wm, np.where(at_max, t, zeros), np.where(at_max, zeros, t), far)
+
+
+def class_grad(
+    p: Problem, x: Array, targets: Array, rows: Rows, part: Part, own: State, state: State, *, xp: Any, run: Any
+) -> Array:
+    """In place of the logits."""
+    if _is_plain(p, rows) and np.isfinite(own.m).all() and np.isfinite(state.m).all():
+        return _grad(p, x, targets, rows, part, own, state, xp, run)
+
+    def work(block: slice) -> None:
+        states = (State(*(a[block] for a in s)) for s in (own, state))
+        x[block] = array_api.class_grad(p, *_of_block(block, x, targets, rows, part), *states, xp=xp, run=run)
+
+    _each_block(work, x)
+    return x
+
+
+def _grad(
+    p: Problem, x: Array, labels: Array, rows: Rows, part: Part, own: State, state: State, xp: Any, run: Any
+) -> Array:
+    """T y_i = T (s_own / s) y_i of these classes alone; t − T y at one class of each row: the label, if it is here"""
+    at, value, t = _at_label(x, labels, rows, part)
+    w = formulas.weight_of(own.m, state.m, part.classes, xp=xp)
+    share = w * (1.0 + own.q / own.wm) / (state.q + state.wm)
+    scale = np.ones(()) if rows.scale is None else np.asarray(rows.scale)
+    at_label = scale * formulas.cross_entropy_grad_of_part(value, state, t, 0.0, part.classes, xp=xp)
+    of_others = Rows(scale=scale * state.sum_t * share)
+    _, grad = run("cross_entropy", _of_labels(p, "grad"), x, at[:, 0], of_others, xp=xp, out=x)
+    np.put_along_axis(grad, at, at_label, 1)
+    return grad
+
+
+def _at_label(x: Array, labels: Array, rows: Rows, part: Part) -> tuple[Array, Array, Array]:
+    """Place, logit and t of the label, each (n, 1); where it is not here, of the first class, with t = 0."""
+    at = labels[:, None] - part.start
+    here = (at >= 0) & (at < x.shape[1])
+    at = np.where(here, at, 0)
+    t = here.astype(np.float64) if rows.weight is None else np.where(here, rows.weight[at], 0.0)
+    return at, np.take_along_axis(x, at, 1).astype(np.float64), t
+
+
+def _is_plain(p: Problem, rows: Rows) -> bool:
+    """Whether float64 has digits to spare, and nothing but labels and weights is given."""
+    options = rows.where is not None or p.label_smoothing or p.softcap is not None or p.temperature != 1.0 or p.z_loss
+    return p.dtype == "float32" and p.labels and not options
+
+
+def _of_labels(p: Problem, wants: str) -> Problem:
+    return replace(p, wants=(wants,), class_weighted=False)
+
+
+def _of_block(block: slice, x: Array, targets: Array, rows: Rows, part: Part) -> tuple[Any, ...]:
+    return x[block], targets[block], rows_of(rows, block), part._replace(kept=of_rows(part.kept, block))
+
+
+def _each_block(work: Any, x: Array) -> None:
+    parts = [rows for _, rows in cut(1, *x.shape)]
+    each(lambda i: work(parts[i]), len(parts))
