@@ -6,10 +6,10 @@ import math
 from typing import Any, NamedTuple
 
 from . import checks, chunks
-from .arrays import HALF, rounded
+from .arrays import HALF
 from .choose import together
 from .functions import scalar
-from .problem import Array, GivenLoss, Rows, loss_dtype, on_linear_loss
+from .problem import Array, GivenLoss, Rows, on_linear_loss
 from .reductions import reduce_rows, weigh
 
 __all__ = ["LinearLossAndGrad", "linear_cross_entropy", "linear_cross_entropy_and_grad"]
@@ -221,10 +221,10 @@ def _swept(given: GivenLoss, reduction: str, plan: chunks.Plan, *, run: Any) -> 
         plan,
         xp=xp,
     )
-    loss = reduce_rows(loss if len(batch) == 1 else xp.reshape(loss, (*batch, 1)), w, -1, xp=xp)
+    loss = reduce_rows(p, loss if len(batch) == 1 else xp.reshape(loss, (*batch, 1)), w, xp=xp)
     if grad is not None and len(batch) != 1:
         grad = xp.reshape(grad, tuple(given.x.shape))
-    return LinearLossAndGrad(scalar(rounded(loss, loss_dtype(p.dtype), xp), xp), grad, grad_factor, grad_bias)
+    return LinearLossAndGrad(scalar(loss, xp), grad, grad_factor, grad_bias)
 
 
 def _joined(a: Array, kept: int, xp: Any) -> Array:
