@@ -196,6 +196,8 @@ def test_blocks():
 def test_empty_batch(xb, reduction, loss):
     if xb.name == "marray" and reduction != "none":
         pytest.skip("marray masks the sum of nothing")
+    if xb.name == "mlx":
+        pytest.skip("mlx 0.32 on the CPU can wait for ever for sums over nothing")
     x = np.empty((0, D))
     for targets in (np.empty(0, np.int64), np.empty((0, V))) if hasattr(xb.xp, "arange") else (np.empty((0, V)),):
         options = {"linear_bias": BIAS, "reduction": reduction}
