@@ -89,6 +89,24 @@ def test_work_around_the_operations(registry, off, asked, own):
     assert loss == (7.0 if own else pytest.approx(np.log(2)))
 
 
+@pytest.mark.parametrize(
+    ("contiguous", "dtype", "size", "taken"),
+    [
+        (True, "float16", 1 << 20, True),
+        (False, "float16", 1 << 20, False),
+        (True, "int32", 8, False),
+        (True, "float32", 0, False),
+    ],
+)
+def test_the_short_way_of_a_device(registry, contiguous, dtype, size, taken):
+    registry((MINE, "cupy", {"softmax": ones, "QUICK": {"softmax": lambda x, out: "short"}}, []))
+    kind = type("ndarray", (), {"__module__": "cupy"})
+    x = kind()
+    x.ndim, x.size, x.dtype, x.flags = 2, size, np.dtype(dtype), types.SimpleNamespace(c_contiguous=contiguous)
+    assert (choose.quick("softmax", x, -1) is not None) == taken
+    assert choose.quick("softmax", x, 1) is None
+
+
 def test_who_refuses_is_passed_over(registry):
     registry((MINE, "numpy", {"softmax": ones}, ["only odd shapes", "no float64"]))
     np.testing.assert_array_equal(xs.softmax(X).sum(axis=-1), 1.0)

@@ -43,7 +43,7 @@ class Layout(NamedTuple):
     steps: tuple[tuple[int, ...], ...]
 
 
-class _Given(NamedTuple):
+class Given(NamedTuple):
     """Arrays of the shape of the logits."""
 
     x: Array
@@ -75,14 +75,14 @@ class Operations:
         if not _fits(x, p):
             return run(verb, p, x, where, xp=xp, after=self.name)
         y = self.library.empty_like(x) if out is None else out
-        self._launch(verb, p, _Given(x, y, where=where), xp)
+        self._launch(verb, p, Given(x, y, where=where), xp)
         return y
 
     def logsumexp(self, p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
         if not _fits(x, p):
             return run("logsumexp", p, x, where, xp=xp, after=self.name)
         value = self.library.empty(row_shape(p, x), p.result, x)
-        self._launch("logsumexp", p, _Given(x, where=where), xp, value=self.library.pointer(value))
+        self._launch("logsumexp", p, Given(x, where=where), xp, value=self.library.pointer(value))
         return value
 
     def cross_entropy(
@@ -120,7 +120,7 @@ class Operations:
                 value = value if one else xp.broadcast_to(value, row_shape(p, x))
                 numbers |= {name: address(value), f"{name}_step": 0 if one else 1}
         verb = "label_loss" if p.labels and not p.label_smoothing else "target_loss"
-        self._launch(verb, p, _Given(x, grad, dense, rows.where), xp, **numbers)
+        self._launch(verb, p, Given(x, grad, dense, rows.where), xp, **numbers)
         return loss, grad
 
     def softmax_product(self, p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
@@ -137,19 +137,19 @@ class Operations:
             return run(verb, p, y, v, where, xp=xp, after=self.name)
         y, v = cast(y, p.result, xp), cast(v, p.result, xp)
         to = self.library.empty_like(y)
-        self._launch(verb, replace(p, dtype=p.result), _Given(y, to, v, where), xp)
+        self._launch(verb, replace(p, dtype=p.result), Given(y, to, v, where), xp)
         return to
 
-    def _launch(self, verb: str, p: Problem, given: _Given, xp: Any, **numbers: Any) -> None:
+    def _launch(self, verb: str, p: Problem, given: Given, xp: Any, **numbers: Any) -> None:
         """Rows that no two loops walk, and classes that no one loop does, are copied, and the result back."""
         if given.where is not None:
             given = given._replace(where=xp.broadcast_to(given.where, given.x.shape))
         layout = _layout(tuple(given.x.shape), tuple(self.library.strides(a) for a in given if a is not None), p.axes)
         if layout is not None:
-            self._launch_on(layout, verb, p, given, numbers)
+            self.launch_on(layout, verb, p, given, numbers)
             return
         order = (*(axis for axis in range(-given.x.ndim, 0) if axis not in p.axes), *p.axes)
-        copies = _Given(*(None if a is None else self.library.contiguous(xp.permute_dims(a, order)) for a in given))
+        copies = Given(*(None if a is None else self.library.contiguous(xp.permute_dims(a, order)) for a in given))
         if given.y is not None:
             copies = copies._replace(y=self.library.empty_like(copies.x))
         self._launch(verb, replace(p, axes=tuple(range(-len(p.axes), 0))), copies, xp, **numbers)
@@ -157,7 +157,7 @@ class Operations:
             back = tuple(order.index(axis) for axis in range(-given.x.ndim, 0))
             given.y[...] = xp.permute_dims(copies.y, back)
 
-    def _launch_on(self, layout: Layout, verb: str, p: Problem, given: _Given, numbers: dict[str, Any]) -> None:
+    def launch_on(self, layout: Layout, verb: str, p: Problem, given: Given, numbers: dict[str, Any]) -> None:
         steps = iter(layout.steps)
         x, y, t, where = (Place() if a is None else Place(self.library.pointer(a), *next(steps)) for a in given)
         targets = None if given.targets is None else dtype_name(given.targets)

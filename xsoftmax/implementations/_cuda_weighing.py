@@ -67,23 +67,53 @@ class Weighings:
         """The sum or mean of the losses of the rows."""
         if w.reduction == "none" or dtype_name(loss) != "float64" or dtype not in ("float32", "float64"):
             return None
-        pointer = self.library.pointer
-        loss, s = self.library.contiguous(loss), None if w.s is None else self.library.contiguous(w.s)
+        return self.reduced(loss, w.divisor, dtype, w.s, w.absent, is_mean=w.reduction == "mean")
+
+    def reduced(
+        self,
+        loss: Array,
+        divisor: Array | int | None,
+        dtype: str,
+        s: Array | None = None,
+        absent: Array | None = None,
+        *,
+        is_mean: bool,
+    ) -> Array:
+        """Σ s L, for a mean over the divisor."""
+        contiguous, pointer = self.library.contiguous, self.library.pointer
         result = self.library.empty((), dtype, loss)
-        counted = isinstance(w.divisor, int)
+        given = [None if a is None else contiguous(a) for a in (s, absent)]
+        loss, number = contiguous(loss), divisor if isinstance(divisor, int) else None
+        s_at, absent_at = (0 if a is None else pointer(a) for a in given)
         arguments = WeighingArguments(
             math.prod(loss.shape),
             loss=pointer(loss),
-            s=0 if s is None else pointer(s),
-            absent=0 if w.absent is None else pointer(w.absent),
-            divisor=0 if w.divisor is None or counted else pointer(w.divisor),
-            divided_by=float(w.divisor) if counted else 0.0,
+            s=s_at,
+            absent=absent_at,
+            divisor=0 if divisor is None or number is not None else pointer(divisor),
+            divided_by=float(number or 0),
             result=pointer(result),
-            is_mean=int(w.reduction == "mean"),
+            is_mean=int(is_mean),
             is_float32=int(dtype == "float32"),
         )
         self._launch(loss, arguments, "sum_losses", "sum_part", "join_losses", joins_in_parts=False)
         return result
+
+    def scaled_for_a_mean(self, labels: Array, classes: int, scale: Array) -> None:
+        """1 over the number of labels that are classes, nan for the others."""
+        number = self.library.empty((2,), "float64", scale)
+        at = self.library.pointer(number)
+        arguments = WeighingArguments(
+            math.prod(labels.shape),
+            classes,
+            labels=self.library.pointer(labels),
+            scale=self.library.pointer(scale),
+            divisor=at,
+            zeta=at + 8,
+            label_kind=label_kind(labels),
+            is_mean=1,
+        )
+        self._launch(scale, arguments, "weigh", "count_part", "scale_part", joins_in_parts=True)
 
     def _launch(
         self, x: Array, a: WeighingArguments, at_once: str, part: str, joined: str, *, joins_in_parts: bool

@@ -9,6 +9,7 @@ import cupy
 from ..kernels import cuda
 from ..problem import Array, Problem
 from . import _cuda_launch
+from ._cuda_quick import ShortCuts
 from ._cuda_rows import Operations
 from ._cuda_weighing import Weighings
 
@@ -61,3 +62,5 @@ log_softmax_jvp = _operations.log_softmax_jvp
 _weighings = Weighings(_library)
 weigh = _weighings.weigh
 reduce_rows = _weighings.reduce_rows
+
+QUICK = ShortCuts(_operations, _weighings, "cupy").functions()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from xsoftmax import kernels
+from xsoftmax.implementations._cuda_quick import ShortCuts
 from xsoftmax.implementations._cuda_rows import Operations
 from xsoftmax.implementations._cuda_weighing import Weighings
 from xsoftmax.kernels import cuda
@@ -95,3 +96,7 @@ def implementation(name, host):
     operations, weighings = Operations(name, host), Weighings(host)
     own = {operation: getattr(operations, operation) for operation in (*OPERATIONS, *PRODUCTS)}
     return own | {"weigh": weighings.weigh, "reduce_rows": weighings.reduce_rows}
+
+
+def short_cuts(name, host):
+    return ShortCuts(Operations(name, host), Weighings(host), "numpy").functions()

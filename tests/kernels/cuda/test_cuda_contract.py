@@ -14,6 +14,7 @@ from xsoftmax import choose
 from xsoftmax import verify as verification
 from xsoftmax.implementations import REGISTRY, Entry
 from xsoftmax.verify import DTYPES, plan, summarise, verify
+from xsoftmax.verify.inputs import numpy_dtype
 
 pytestmark = [
     pytest.mark.backend("numpy"),
@@ -117,3 +118,40 @@ def test_random_problems(on_host, tmp_path, block):
     on_host.compile(tmp_path)
     assert [failure for seed in seeds for failure in failures(numpy, seed)] == []
     assert on_host.missing == set()
+
+
+@pytest.mark.parametrize("shape", [(4, 10), (1, 1), (7, 300), (20_000, 3)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_short_cuts(on_host, tmp_path, dtype, shape):
+    """The same bits as the long way, and the same refusals."""
+    rng = np.random.default_rng(shape[1])
+    x = host_kernels.aligned(rng.normal(size=shape).astype(numpy_dtype(dtype)))
+    labels = rng.integers(0, shape[1], shape[0])
+    found = host_kernels.short_cuts(NAME, on_host)
+
+    def both():
+        short = {name: found[name](x, None) for name in ("softmax", "log_softmax")}
+        short |= {"logsumexp": found["logsumexp"](x)}
+        short |= {"cross_entropy": found["cross_entropy"](x, labels.astype(np.uint16))}
+        loss, grad = found["cross_entropy_and_grad"](x, labels, None)
+        long = {name: getattr(xs, name)(x) for name in ("softmax", "log_softmax", "logsumexp")}
+        long |= {"cross_entropy": xs.cross_entropy(x, labels)}
+        expected = xs.cross_entropy_and_grad(x, labels)
+        return short | {"loss": loss, "grad": grad}, long | {"loss": expected.loss, "grad": expected.grad}
+
+    with np.errstate(all="ignore"):
+        both()
+    on_host.compile(tmp_path)
+    short, long = both()
+    for name in long:
+        assert short[name].dtype == long[name].dtype
+        np.testing.assert_array_equal(short[name], long[name])
+    y = x.copy()
+    assert found["softmax"](y, y) is y
+    np.testing.assert_array_equal(y, long["softmax"])
+    assert found["cross_entropy"](x, labels[1:]) is None
+    assert found["cross_entropy"](x, labels.astype(float)) is None
+    assert found["softmax"](x, x[:, ::-1]) is None
+    if x.size > 1:
+        flat = np.zeros(x.size + 1, x.dtype)
+        assert found["softmax"](flat[1:].reshape(shape), flat[:-1].reshape(shape)) is None
