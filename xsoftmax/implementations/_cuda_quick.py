@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from ..arrays import dtype_name
 from ..problem import Array, Problem
 from ._cuda_rows import Given, Layout, Operations, label_kind
 from ._cuda_weighing import Weighings
@@ -37,7 +38,7 @@ class ShortCuts:
 
     def _logsumexp(self, x: Array) -> Array:
         library = self.operations.library
-        value = library.empty(x.shape[:1], str(x.dtype), x)
+        value = library.empty(x.shape[:1], dtype_name(x), x)
         self._launch("logsumexp", Given(x), {"value": library.pointer(value)})
         return value
 
@@ -68,13 +69,13 @@ class ShortCuts:
         return loss
 
     def _mean(self, x: Array, loss: Array, rows: int) -> Array:
-        dtype = "float64" if str(x.dtype) == "float64" else "float32"
+        dtype = "float64" if dtype_name(x) == "float64" else "float32"
         return self.weighings.reduced(loss, rows, dtype, is_mean=True)
 
     def _launch(self, verb: str, given: Given, numbers: dict[str, Any]) -> None:
         rows, classes = given.x.shape
         count = 1 if given.y is None else 2
-        p = _problem(verb, self.library_name, str(given.x.dtype))
+        p = _problem(verb, self.library_name, dtype_name(given.x))
         self.operations.launch_on(_layout(rows, classes, count), verb, p, given, numbers)
 
     def _result(self, x: Array, out: Array | None, *others: Array) -> Array | None:

@@ -13,6 +13,7 @@ from xsoftmax.implementations._cuda_quick import ShortCuts
 from xsoftmax.implementations._cuda_rows import Operations
 from xsoftmax.implementations._cuda_weighing import Weighings
 from xsoftmax.kernels import cuda
+from xsoftmax.verify.inputs import numpy_dtype
 
 COMPILER = shutil.which("g++") if platform.machine() == "x86_64" else None
 HERE = Path(__file__).parent
@@ -40,7 +41,7 @@ class Host:
         return aligned(np.empty_like(x))
 
     def empty(self, shape, dtype, like):
-        return aligned(np.empty(shape, like.dtype if dtype == like.dtype.name else dtype))
+        return aligned(np.empty(shape, numpy_dtype(dtype)))
 
     def contiguous(self, x):
         return np.ascontiguousarray(x)
