@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from xsoftmax import functions
+from xsoftmax.backends import Status
 from xsoftmax.cli import main
 
 SMALL = ["verify", "--backend", "numpy", "--verb", "softmax", "--dtype", "float32"]
@@ -18,6 +19,16 @@ def test_backends(capsys):
     out = capsys.readouterr().out
     assert [line for line in out.splitlines() if "numpy" in line and "yes" in line]
     assert "array-api-strict:no_x64" in out
+
+
+def test_backends_say_what_to_install(capsys, monkeypatch):
+    """The brackets of an extra are no markup."""
+    absent = Status("cupy", False, None, None, 'pip install "xsoftmax[cuda13x]"', "")
+    monkeypatch.setattr("xsoftmax.cli.backends", lambda: [absent])
+    assert main(["backends"]) == 0
+    out = capsys.readouterr().out
+    assert "xsoftmax[cuda13x]" in out
+    assert "cupy_cuda (where asked" in out
 
 
 @pytest.mark.parametrize("verb", ["softmax", "softmax_vjp", "cross_entropy_and_grad", "kl_divergence"])

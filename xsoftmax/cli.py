@@ -106,6 +106,7 @@ def _console(**options: Any) -> Any:
 
 
 def _show_backends(options: argparse.Namespace) -> int:
+    from rich.markup import escape
     from rich.table import Table
 
     from .implementations import REGISTRY
@@ -113,12 +114,13 @@ def _show_backends(options: argparse.Namespace) -> int:
     table = Table("backend", "version", "device", "usable", "implementations")
     for status in backends():
         library = status.name.partition(":")[0].replace("-", "_")
-        names = [entry.name for entry in REGISTRY if entry.library in (library, "*")]
+        serving = [entry for entry in REGISTRY if entry.library in (library, "*")]
+        names = [f"{entry.name} (where asked for)" if entry.off else entry.name for entry in serving]
         table.add_row(
             status.name,
             status.version or "–",
             status.device or "–",
-            "yes" if status.usable else f"no: {status.reason}",
+            "yes" if status.usable else escape(f"no: {status.reason}"),
             ", ".join(names),
         )
     _console().print(table)
