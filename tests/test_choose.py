@@ -30,7 +30,7 @@ def registry(monkeypatch):
     """A registry with more entries: modules given as namespaces, cached choices forgotten before and after."""
 
     def forget():
-        for cached in (choose._chosen, choose._own, choose.reasons, choose._module, choose._operation):
+        for cached in (choose._chosen, choose._with_own, choose.reasons, choose._module, choose._operation):
             cached.cache_clear()
         choose._quick.clear()
 

@@ -95,20 +95,20 @@ def together(verb: Any, given: Any, /, *options: Any) -> Any:
 
 def aside(operation: str, problem: Problem, /, *args: Any) -> Any:
     """What an implementation has of its own for the work around the operations; None: the formulas are to do it."""
-    if _record.get() is not None or (function := _own(operation, problem, forced())) is None:
+    if _record.get() is not None:
         return None
-    return function(problem, *args)
+    for name in _with_own(operation, problem.library, forced()):  # else a problem may hold a traced number
+        if not reasons(name, operation, problem):
+            return getattr(_module(name), operation)(problem, *args)
+    return None
 
 
-@lru_cache(maxsize=4096)
-def _own(operation: str, problem: Problem, choice: str | None) -> Any:
-    entries = [entry for entry in candidates(problem.library) if not entry.derivatives]
-    if choice in [entry.name for entry in entries]:
-        entries = [entry for entry in entries if entry.name == choice]
-    else:
-        entries = [entry for entry in entries if not entry.off]
-    names = [entry.name for entry in entries if not reasons(entry.name, operation, problem)]
-    return getattr(_module(names[0]), operation) if names else None
+@lru_cache(maxsize=256)
+def _with_own(operation: str, library: str, choice: str | None) -> tuple[str, ...]:
+    entries = [entry for entry in candidates(library) if not entry.derivatives]
+    names = [entry.name for entry in entries if choice == entry.name]
+    names = names or [entry.name for entry in entries if not entry.off]
+    return tuple(name for name in names if hasattr(_module(name), operation))
 
 
 def _run(

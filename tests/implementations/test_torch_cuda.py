@@ -76,7 +76,7 @@ INTO = ("softmax", "log_softmax", "cross_entropy")
 
 
 def _forget():
-    for cached in (choose._chosen, choose._own, choose.reasons, choose._operation):
+    for cached in (choose._chosen, choose._with_own, choose.reasons, choose._operation):
         cached.cache_clear()
 
 

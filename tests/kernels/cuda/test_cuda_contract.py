@@ -46,7 +46,7 @@ def on_host(monkeypatch):
         setattr(module, operation, function)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(choose, "REGISTRY", (Entry(NAME, "numpy", off="only here"), *REGISTRY))
-    caches = (choose._chosen, choose._own, choose.reasons, choose._module, choose._operation)
+    caches = (choose._chosen, choose._with_own, choose.reasons, choose._module, choose._operation)
 
     def forget():
         for cached in caches:
