@@ -2,6 +2,15 @@
 
 import numpy as np
 
+from xsoftmax import choose
+
+
+def forget_choices():
+    """After this, the registry is read anew."""
+    for cached in (choose._chosen, choose._with_own, choose.reasons, choose._module, choose._operation):
+        cached.cache_clear()
+    choose._quick.clear()
+
 
 def widest(xb):
     return "float64" if xb.float64 else "float32"

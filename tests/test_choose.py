@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import forget_choices
 
 import xsoftmax as xs
 from xsoftmax import choose, implementations
@@ -29,11 +30,6 @@ USUAL = xs.explain("softmax", X).implementation
 def registry(monkeypatch):
     """A registry with more entries: modules given as namespaces, cached choices forgotten before and after."""
 
-    def forget():
-        for cached in (choose._chosen, choose._with_own, choose.reasons, choose._module, choose._operation):
-            cached.cache_clear()
-        choose._quick.clear()
-
     def install(*entries):
         table = []
         for name, library, operations, reasons, *off in entries:
@@ -45,10 +41,10 @@ def registry(monkeypatch):
             table.append(Entry(name, library, off=off[0] if off else None))
         full = (*table, *implementations.REGISTRY)
         monkeypatch.setattr(choose, "REGISTRY", full)
-        forget()
+        forget_choices()
 
     yield install
-    forget()
+    forget_choices()
 
 
 def ones(problem, x, where, *, xp, run):

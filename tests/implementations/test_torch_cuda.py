@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import forget_choices
 
 torch = pytest.importorskip("torch")
 
 import xsoftmax as xs  # noqa: E402
-from xsoftmax import choose  # noqa: E402
 from xsoftmax.implementations import _torch_memory, torch_cuda  # noqa: E402
 from xsoftmax.implementations._cuda_rows import Operations  # noqa: E402
 from xsoftmax.implementations._cuda_weighing import Weighings  # noqa: E402
@@ -66,18 +66,13 @@ def host(monkeypatch):
     for name in (*host_kernels.OPERATIONS, *host_kernels.PRODUCTS):
         made = torch_cuda._with_memory_into if name in INTO else torch_cuda._with_memory
         monkeypatch.setattr(torch_cuda, name, made(name))
-    _forget()
+    forget_choices()
     with xs.use_implementation("torch_cuda"):
         yield host
-    _forget()
+    forget_choices()
 
 
 INTO = ("softmax", "log_softmax", "cross_entropy")
-
-
-def _forget():
-    for cached in (choose._chosen, choose._with_own, choose.reasons, choose._operation):
-        cached.cache_clear()
 
 
 def parts(result):

@@ -1,20 +1,12 @@
 """A small search for counter-examples; the large one is ``benchmarks/stress.py``."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from random_problems import stress
 
 from xsoftmax import functions
 from xsoftmax.backends import backend
 from xsoftmax.verify.cases import FLOATS
-
-PATH = Path(__file__).parents[2] / "benchmarks" / "stress.py"
-SPEC = importlib.util.spec_from_file_location("stress", PATH)
-stress = sys.modules["stress"] = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(stress)
 
 pytestmark = pytest.mark.skipif(
     np.finfo(np.longdouble).nmant < 63, reason="long double is no wider than float64, which it would have to screen"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ..arrays import dtype_name
@@ -36,30 +37,25 @@ class Weighings:
         is_mean = reduction == "mean"
         if not is_mean and not may_be_absent:
             return given.targets, Rows(given.where, given.weight, 1.0, p.z_loss), None, None
-        pointer, empty = self.library.pointer, self.library.empty
-        labels = self.library.contiguous(given.targets) if p.labels else None
-        weights = None if s is None else self.library.contiguous(s)
+        pointer, empty, contiguous = self.library.pointer, self.library.empty, self.library.contiguous
+        labels = contiguous(given.targets) if p.labels else None
+        weights = None if s is None else contiguous(s)
         by_label = given.weight is not None and p.labels and is_mean
-        w = self.library.contiguous(given.weight) if by_label else None
-        scale, numbers = empty(shape, "float64", x), empty((2,), "float64", x)
+        w = contiguous(given.weight) if by_label else None
+        scale = empty(shape, "float64", x)
         absent = empty(shape, "bool", x) if may_be_absent else None
-        arguments = WeighingArguments(
-            rows,
-            given.classes,
-            ignored if ignores else 0,
-            labels=0 if labels is None else pointer(labels),
+        numbers = self._scaled(
+            scale,
+            labels,
+            classes=given.classes,
+            ignored=ignored if ignores else 0,
             s=0 if weights is None else pointer(weights),
             w=0 if w is None else pointer(w),
-            scale=pointer(scale),
-            divisor=pointer(numbers),
-            zeta=pointer(numbers) + 8,
             absent=0 if absent is None else pointer(absent),
             z_loss=p.z_loss,
-            label_kind=0 if labels is None else label_kind(labels),
             ignores=int(ignores),
             is_mean=int(is_mean),
         )
-        self._launch(x, arguments, "weigh", "count_part", "scale_part", joins_in_parts=True)
         zeta = numbers[1] if by_label and p.z_loss else p.z_loss
         return given.targets, Rows(given.where, given.weight, scale, zeta), absent, numbers[0] if is_mean else None
 
@@ -101,19 +97,23 @@ class Weighings:
 
     def scaled_for_a_mean(self, labels: Array, classes: int, scale: Array) -> None:
         """1 over the number of labels that are classes, nan for the others."""
-        number = self.library.empty((2,), "float64", scale)
-        at = self.library.pointer(number)
+        self._scaled(scale, labels, classes=classes, is_mean=1)
+
+    def _scaled(self, scale: Array, labels: Array | None, **fields: Any) -> Array:
+        """Writes the scales of the rows; divisor and zeta."""
+        numbers = self.library.empty((2,), "float64", scale)
+        at = self.library.pointer(numbers)
         arguments = WeighingArguments(
-            math.prod(labels.shape),
-            classes,
-            labels=self.library.pointer(labels),
+            math.prod(scale.shape),
+            labels=0 if labels is None else self.library.pointer(labels),
             scale=self.library.pointer(scale),
             divisor=at,
             zeta=at + 8,
-            label_kind=label_kind(labels),
-            is_mean=1,
+            label_kind=0 if labels is None else label_kind(labels),
+            **fields,
         )
         self._launch(scale, arguments, "weigh", "count_part", "scale_part", joins_in_parts=True)
+        return numbers
 
     def _launch(
         self, x: Array, a: WeighingArguments, at_once: str, part: str, joined: str, *, joins_in_parts: bool
@@ -128,5 +128,9 @@ class Weighings:
         self._launch_one(x, joined, parts if joins_in_parts else 1, a)
 
     def _launch_one(self, x: Array, kernel: str, blocks: int, a: WeighingArguments) -> None:
-        launch = cuda.Launch((f"xsoftmax::{kernel}<{_THREADS}>",), _THREADS)
-        self.library.launch(x, launch, blocks, a.record())
+        self.library.launch(x, _launch_of(kernel), blocks, a.record())
+
+
+@lru_cache(maxsize=8)
+def _launch_of(kernel: str) -> cuda.Launch:
+    return cuda.Launch((f"xsoftmax::{kernel}<{_THREADS}>",), _THREADS)

@@ -113,6 +113,12 @@ struct Sum {
     XS_FUNCTION double value() const { return double(high) + double(low); }
 };
 
+// Beside ∞ the low part is nan.
+template <class Real>
+XS_FUNCTION double value_or_infinity(const Sum<Real>& sum) {
+    return is_finite(sum.high) ? sum.value() : double(sum.high);
+}
+
 template <class Real>
 XS_FUNCTION Sum<Real> difference(Real a, Real b) {
     Sum<Real> d = {a, 0};

@@ -310,8 +310,7 @@ struct TargetLoss {
     XS_FUNCTION TargetLoss(const RowSums& row, const Scale<A>& at, const TargetSums<A>& t, double zeta, double scale)
         : shares(row, 1.0) {
         double sum = t.total.value();
-        double far = is_finite(t.far.high) ? t.far.value() : double(t.far.high);  // beside ∞ the low part is nan
-        loss = sum * row.log_sum + far + z_loss(row, zeta);
+        loss = sum * row.log_sum + value_or_infinity(t.far) + z_loss(row, zeta);
         wm = at.term(at.m).high;
         total = Real(sum), pull = Real(z_pull(row, zeta)), factor = Real(scale);
         at_majority = Real(t.others.value() - sum * (row.q / (row.q + row.wm)));

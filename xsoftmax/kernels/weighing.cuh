@@ -29,9 +29,6 @@ struct RowTotals {
     }
 };
 
-// Beside ∞ the low part is nan.
-XS_FUNCTION double value_of(const Sum<double>& sum) { return is_finite(sum.high) ? sum.value() : sum.high; }
-
 struct CountedRow {
     double s, weight;
     bool absent, bad;
@@ -58,7 +55,7 @@ XS_FUNCTION RowTotals counted(const Weighing& a) {
 
 template <int threads>
 XS_FUNCTION void scale_rows(const Weighing& a, const RowTotals& totals) {
-    double divisor = value_of(totals.weighted), plain = value_of(totals.plain);
+    double divisor = value_or_infinity(totals.weighted), plain = value_or_infinity(totals.plain);
     const bool nothing = a.is_mean && divisor == 0.0;
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         *a.divisor = divisor;
@@ -82,8 +79,8 @@ XS_FUNCTION RowTotals joined_totals(const Weighing& a) {
 
 XS_FUNCTION void leave_part(const Weighing& a, const RowTotals& totals) {
     if (threadIdx.x != 0) return;
-    a.partial[2 * blockIdx.x] = value_of(totals.weighted);
-    a.partial[2 * blockIdx.x + 1] = value_of(totals.plain);
+    a.partial[2 * blockIdx.x] = value_or_infinity(totals.weighted);
+    a.partial[2 * blockIdx.x + 1] = value_or_infinity(totals.plain);
 }
 
 // All rows by one block.
@@ -116,10 +113,10 @@ XS_FUNCTION RowTotals losses(const Weighing& a) {
 // The mean over no row is nan.
 XS_FUNCTION void store_loss(const Weighing& a, const RowTotals& totals) {
     if (threadIdx.x != 0) return;
-    double sum = value_of(totals.weighted), divisor = a.divisor ? *a.divisor : a.divided_by;
+    double sum = value_or_infinity(totals.weighted), divisor = a.divisor ? *a.divisor : a.divided_by;
     if (a.is_mean) sum = divisor == 0.0 ? nan() : sum / divisor;
     if (a.is_float32) {
-        *static_cast<float*>(a.result) = float(sum);
+        narrow(sum, *static_cast<float*>(a.result));
     } else {
         *static_cast<double*>(a.result) = sum;
     }

@@ -8,6 +8,7 @@ import host_kernels
 import numpy as np
 import pytest
 from random_problems import failures
+from support import forget_choices
 
 import xsoftmax as xs
 from xsoftmax import choose
@@ -46,17 +47,10 @@ def on_host(monkeypatch):
         setattr(module, operation, function)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(choose, "REGISTRY", (Entry(NAME, "numpy", off="only here"), *REGISTRY))
-    caches = (choose._chosen, choose._with_own, choose.reasons, choose._module, choose._operation)
-
-    def forget():
-        for cached in caches:
-            cached.cache_clear()
-        choose._quick.clear()
-
-    forget()
+    forget_choices()
     with xs.use_implementation(NAME):
         yield kernels
-    forget()
+    forget_choices()
 
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != "integer"])
