@@ -6,18 +6,16 @@ A mean takes two sweeps: what it divides by, from labels and weights alone, then
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
-import dask.array as da
 import numpy as np
 from array_api_compat import array_namespace
 
 from .. import threads, weighing
-from ..arrays import dtype_name, rounded
 from ..problem import Array
+from ._dask_blocks import blockwise, narrowed
 from ._dask_records import Index, Leaf, class_indices, leaves, row_indices, with_blocks, without_arrays
 
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
@@ -143,7 +141,7 @@ def _with_totals(
         names.append("x")
     place = max(i for leaf in found.values() for i in leaf.index) + 1
     arrays = [part for name in names for part in found[name]]
-    counts = _blockwise(
+    counts = blockwise(
         partial(_total_of_block, record=record, names=tuple(names), rows=len(rows)),
         (*rows, place),
         arrays,
@@ -178,19 +176,19 @@ def _outputs(task: _Task, found: dict[str, Leaf], rows: list[int], verb: str) ->
     if len(task.results) == 1:
         (result,) = kept
         index, ones = _place(result, rows)
-        whole = _blockwise(
+        whole = blockwise(
             partial(_on_block, task=task), index, arrays, _dtype(task, result), verb, adjust_chunks=ones, new_axes=new
         )
         return [_joined(whole, result, rows)]
     every = sorted({*rows, *(i for result in kept for i in result.index)})
-    together = _blockwise(partial(_on_block, task=task), every, arrays, kept[0].dtype, f"{verb}-blocks")
+    together = blockwise(partial(_on_block, task=task), every, arrays, kept[0].dtype, f"{verb}-blocks")
     results: list[Array | None] = []
     for number, result in enumerate(task.results):
         if result is None:
             results.append(None)
             continue
         index, ones = _place(result, rows)
-        part = _blockwise(
+        part = blockwise(
             partial(_taken, number=number), index, [together, every], _dtype(task, result), verb, adjust_chunks=ones
         )
         results.append(_joined(part, result, rows))
@@ -250,25 +248,5 @@ def _joined(parts: Array, result: _Result, rows: list[int]) -> Array:
     return narrowed(whole, result.dtype)
 
 
-def narrowed(a: Array, dtype: Any) -> Array:
-    if a.dtype == dtype:
-        return a
-    name = np.dtype(dtype).name
-    index = range(a.ndim)
-    return _blockwise(partial(_rounded, name=name), index, [a, index], dtype, "rounded")
-
-
-def _rounded(a: Array, name: str) -> Array:
-    xp = array_namespace(a)
-    return rounded(xp.asarray(a), name, xp)
-
-
 def _length(found: dict[str, Leaf], i: int | None) -> Any:
     return next(leaf.array.shape[leaf.index.index(i)] for leaf in found.values() if i in leaf.index)
-
-
-def _blockwise(f: Any, index: Iterable[int], arrays: list[Any], dtype: Any, name: str, **options: Any) -> Array:
-    first = next(a for a in arrays if isinstance(a, da.Array))
-    index = tuple(index)
-    meta = np.empty_like(first._meta, shape=(0,) * len(index), dtype=dtype)
-    return da.blockwise(f, index, *arrays, dtype=dtype, meta=meta, token=f"xsoftmax-{name}", **options)
