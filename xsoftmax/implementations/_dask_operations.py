@@ -49,13 +49,9 @@ def log_softmax_jvp(p: Problem, log_y: Array, dx: Array, where: Array | None, *,
     return _log_product("class_mean", "class_log_softmax_jvp", p, log_y, dx, where, run)
 
 
-def _log_product(
-    first: str, second: str, p: Problem, log_y: Array, v: Array, where: Array | None, run: Any
-) -> Array:
+def _log_product(first: str, second: str, p: Problem, log_y: Array, v: Array, where: Array | None, run: Any) -> Array:
     parts = Parts(p, run, x=log_y, v=v, where=where)
-    sums = parts.merged(
-        parts.each(partial(_operation, first), dtype=p.compute, kept=False, name="sums"), _added
-    )
+    sums = parts.merged(parts.each(partial(_operation, first), dtype=p.compute, kept=False, name="sums"), _added)
     return parts.each(partial(_operation, second), sums, dtype=p.result, kept=True, name="blocks")
 
 
@@ -66,9 +62,7 @@ def cross_entropy(
     number = None
     if where is not None and p.label_smoothing:
         number = da.broadcast_to(where, x.shape).sum(axis=p.axes, keepdims=True, dtype=p.compute)
-    parts = Parts(
-        p, run, x=x, targets=targets, where=where, weight=weight, scale=scale, zeta=zeta, number=number
-    )
+    parts = Parts(p, run, x=x, targets=targets, where=where, weight=weight, scale=scale, zeta=zeta, number=number)
     states = parts.each(_state, dtype=p.compute, kept=False, name="states")
     state = parts.merged(states, partial(_merged_states, classes=parts.classes))
     loss = grad = None

@@ -14,13 +14,12 @@ from typing import Any
 import dask.array as da
 from array_api_compat import array_namespace
 
-from .. import formulas, threads
+from .. import threads
 from ..arrays import container_of, library_of
 from ..formulas import Part
 from ..problem import Array, Problem
 from ._dask_blocks import blockwise
 from ._dask_records import Leaf
-
 
 _FANIN = 8  # states merged at a time
 
@@ -65,20 +64,17 @@ class Parts:
     # -----------------------------------------------------------------------------------------------------------------
     # passes
 
-    def each(self, work: Callable[..., Any], *states: Array, dtype: str, kept: bool, name: str, **beside: Any) -> Array:
+    def each(self, work: Callable[..., Any], *states: Array, dtype: str, kept: bool, name: str) -> Array:
         """`work(p, blocks, part, *states)` on each block in the form (rows, classes); `kept`: the class axes stay."""
         x = self._first()
         index = tuple(range(self.n))
         arrays = [part for leaf in self.leaves.values() for part in leaf]
-        names = list(self.leaves)
+        names: list[str | None] = list(self.leaves)
         if len(self.axes) == 1:
             names.append("at")
             arrays += [da.arange(x.shape[self.axes[0]], chunks=(x.chunks[self.axes[0]],)), self.axes]
         for state in states:
             arrays += [state, index]
-        for key, a in beside.items():
-            names.append(key)
-            arrays += [a, tuple(range(self.n - a.ndim, self.n))]
         names += [None] * len(states)
         order = [i for i in index if i not in self.axes] + list(self.axes)
         task = partial(
@@ -162,9 +158,7 @@ def _on_block(
             states.append(type(a)(*map(turn.rows_of, a)) if isinstance(a, tuple) else turn.rows_of(a))
         elif name == "at":
             start = int(a[0]) if a.shape[0] else 0
-        elif name == "weight":
-            blocks[name] = xp.reshape(a, (-1,))
-        elif name == "targets" and p.labels:
+        elif name == "weight" or (name == "targets" and p.labels):
             blocks[name] = xp.reshape(a, (-1,))
         else:
             blocks[name] = turn.all_of(a) if name in ("where", "targets", "x", "v") else turn.rows_of(a)

@@ -15,11 +15,13 @@ from ..arrays import HALF, cast, container_of, device_of, dtype_name, library_of
 from ..problem import Array
 
 Index = tuple[int, ...]
+_OF_LOGITS: tuple[str, ...] = ("arrays", "where")
+_OF_LOSS = ("x", "targets", "raw_targets", "where", "weight", "sample_weight", "v", "linear", "totals")
 
 
 class Leaf(NamedTuple):
     array: Array
-    index: Index
+    axes: Index
 
 
 def leaves(given: Any) -> dict[str, Leaf]:
@@ -38,11 +40,8 @@ def row_indices(given: Any) -> list[int]:
 
 def without_arrays(given: Any) -> Any:
     """What is left of the call, to be sent along with a block."""
-    if hasattr(given, "targets"):
-        arrays = ("x", "targets", "raw_targets", "where", "weight", "sample_weight", "v", "linear", "totals")
-    else:
-        arrays = ("arrays", "where")
-    return given._replace(xp=None, device=None, **dict.fromkeys(arrays))
+    arrays = _OF_LOSS if hasattr(given, "targets") else _OF_LOGITS
+    return given._replace(**dict.fromkeys(("xp", "device", *arrays)))
 
 
 def with_blocks(given: Any, blocks: dict[str, Array]) -> Any:
@@ -58,8 +57,13 @@ def with_blocks(given: Any, blocks: dict[str, Array]) -> Any:
     given = given._replace(raw_targets=blocks.get("targets"), **named)
     if "factor" not in blocks:
         return given._replace(classes=given.classes if given.x is None else given.x.shape[problem.axes[0]])
-    factor, bias = (_wide(blocks.get(name), xp) for name in ("factor", "bias"))
-    return given._replace(linear=(factor, bias), classes=factor.shape[0])
+    return given._replace(linear=(blocks["factor"], blocks.get("bias")), classes=blocks["factor"].shape[0])
+
+
+def with_wide_factors(given: Any) -> Any:
+    if getattr(given, "linear", None) is None:
+        return given
+    return given._replace(linear=tuple(_wide(a, given.xp) for a in given.linear))
 
 
 def _wide(a: Array | None, xp: Any) -> Array | None:
@@ -78,7 +82,7 @@ def _of_logits(given: Any) -> dict[str, Leaf]:
 
 
 def _of_loss(given: Any) -> dict[str, Leaf]:
-    n, rows, (axis,) = _ndim(given), tuple(row_indices(given)), given.problem.axes
+    n, rows = _ndim(given), tuple(row_indices(given))
     found = {}
     if given.linear is None:
         found["x"] = Leaf(given.x, tuple(range(n)))

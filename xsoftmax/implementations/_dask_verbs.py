@@ -16,20 +16,28 @@ from array_api_compat import array_namespace
 from .. import threads, weighing
 from ..problem import Array
 from ._dask_blocks import blockwise, narrowed
-from ._dask_records import Index, Leaf, class_indices, leaves, row_indices, with_blocks, without_arrays
+from ._dask_records import (
+    Index,
+    Leaf,
+    leaves,
+    row_indices,
+    with_blocks,
+    with_wide_factors,
+    without_arrays,
+)
 
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
 _BROADCAST = ("where", "weight", "sample_weight")
 
 
 class _Result(NamedTuple):
-    """Axes and dtype of an array that a verb returns.
+    """Indices of the axes, and dtype, of an array that a verb returns.
 
     `ones`: indices of which 1 is left. `twice`: the index that stands for its last axis as well, whose own index is
     new. `summed`: it has no rows; the blocks have shares of it.
     """
 
-    index: Index
+    axes: Index
     ones: Index
     twice: int | None
     summed: bool
@@ -52,7 +60,7 @@ class _Task(NamedTuple):
 def splits_classes(given: Any) -> bool:
     found = leaves(given)
     first = found.get("factor", next(iter(found.values())))
-    return any(count > 1 for i, count in zip(first.index, first.array.numblocks, strict=True) if i in _whole(given))
+    return any(count > 1 for i, count in zip(first.axes, first.array.numblocks, strict=True) if i in _whole(given))
 
 
 def on_blocks(given: Any, verb: Any, options: tuple[Any, ...], run: Any) -> Any:
@@ -69,7 +77,7 @@ def on_blocks(given: Any, verb: Any, options: tuple[Any, ...], run: Any) -> Any:
 
 def _whole(given: Any) -> set[int]:
     """Indices that a block has in full: the classes, and what a product sums over."""
-    every = {i for leaf in leaves(given).values() for i in leaf.index}
+    every = {i for leaf in leaves(given).values() for i in leaf.axes}
     return every - set(row_indices(given))
 
 
@@ -77,7 +85,7 @@ def _with_whole_axes(leaf: Leaf, given: Any) -> Leaf:
     whole = _whole(given)
     split = {
         axis: -1
-        for axis, (i, count) in enumerate(zip(leaf.index, leaf.array.numblocks, strict=True))
+        for axis, (i, count) in enumerate(zip(leaf.axes, leaf.array.numblocks, strict=True))
         if i in whole and count > 1
     }
     return leaf._replace(array=leaf.array.rechunk(split)) if split else leaf
@@ -129,17 +137,18 @@ def _with_totals(
     if "mean" not in options:
         return record._replace(totals=()), found
     rows = row_indices(given)
-    if given.problem.labels or given.sample_weight is not None:
+    names: list[str] = ["x"]
+    if given.problem.labels:
         names = [name for name in ("targets", "sample_weight", "weight") if name in found]
-        names = names if given.problem.labels else ["sample_weight"]
+    elif given.sample_weight is not None:
+        names = ["sample_weight"]
     else:
-        names = ["x"]
-        sizes = [found["x"].array.shape[found["x"].index.index(i)] for i in rows]
+        sizes = [found["x"].array.shape[found["x"].axes.index(i)] for i in rows]
         if not any(math.isnan(n) for n in sizes):
             return record._replace(totals=(math.prod(sizes),) * 2), found
     if math.isnan(given.classes) and "x" not in names:
         names.append("x")
-    place = max(i for leaf in found.values() for i in leaf.index) + 1
+    place = max(i for leaf in found.values() for i in leaf.axes) + 1
     arrays = [part for name in names for part in found[name]]
     counts = blockwise(
         partial(_total_of_block, record=record, names=tuple(names), rows=len(rows)),
@@ -158,9 +167,7 @@ def _total_of_block(*blocks: Any, record: Any, names: tuple[str, ...], rows: int
     given = with_blocks(record, dict(zip(names, map(_alone, blocks), strict=True)))
     xp, dtype = given.xp, given.problem.compute
     label, absent, bad = weighing.marked(given)
-    totals = weighing.totals(
-        given, label, weighing.counted(given, absent, bad), partial(weighing.total_of, xp=xp)
-    )
+    totals = weighing.totals(given, label, weighing.counted(given, absent, bad), partial(weighing.total_of, xp=xp))
     pair = [xp.asarray(n, dtype=getattr(xp, dtype), device=given.device) for n in totals]
     return xp.reshape(xp.stack(pair), (1,) * rows + (2,))
 
@@ -172,7 +179,7 @@ def _total_of_block(*blocks: Any, record: Any, names: tuple[str, ...], rows: int
 def _outputs(task: _Task, found: dict[str, Leaf], rows: list[int], verb: str) -> list[Array | None]:
     arrays = [part for leaf in found.values() for part in leaf]
     kept = [result for result in task.results if result is not None]
-    new = {result.index[-1]: _length(found, result.twice) for result in kept if result.twice is not None}
+    new = {result.axes[-1]: _length(found, result.twice) for result in kept if result.twice is not None}
     if len(task.results) == 1:
         (result,) = kept
         index, ones = _place(result, rows)
@@ -180,32 +187,33 @@ def _outputs(task: _Task, found: dict[str, Leaf], rows: list[int], verb: str) ->
             partial(_on_block, task=task), index, arrays, _dtype(task, result), verb, adjust_chunks=ones, new_axes=new
         )
         return [_joined(whole, result, rows)]
-    every = sorted({*rows, *(i for result in kept for i in result.index)})
+    every = sorted({*rows, *(i for result in kept for i in result.axes)})
     together = blockwise(partial(_on_block, task=task), every, arrays, kept[0].dtype, f"{verb}-blocks")
     results: list[Array | None] = []
-    for number, result in enumerate(task.results):
-        if result is None:
+    for number, about in enumerate(task.results):
+        if about is None:
             results.append(None)
             continue
-        index, ones = _place(result, rows)
+        index, ones = _place(about, rows)
         part = blockwise(
-            partial(_taken, number=number), index, [together, every], _dtype(task, result), verb, adjust_chunks=ones
+            partial(_taken, number=number), index, [together, every], _dtype(task, about), verb, adjust_chunks=ones
         )
-        results.append(_joined(part, result, rows))
+        results.append(_joined(part, about, rows))
     return results
 
 
 def _on_block(*blocks: Any, task: _Task) -> Any:
     named = dict(zip(task.names, map(_alone, blocks), strict=True))
     totals = named.pop("totals", None)
-    given = with_blocks(task.record, named)
+    given = with_wide_factors(with_blocks(task.record, named))
     if totals is not None:
         given = given._replace(totals=(totals[0], totals[1]))
     with threads.alone() if task.is_one_of_many else nullcontext():
         found = task.verb(given, *task.options, run=task.run)
     results = found if isinstance(found, tuple) else (found,)
     shaped = tuple(
-        None if r is None else _in_place(r, about, task.rows) for r, about in zip(results, task.results, strict=True)
+        None if about is None else _in_place(r, about, task.rows)
+        for r, about in zip(results, task.results, strict=True)
     )
     return shaped if len(shaped) > 1 else shaped[0]
 
@@ -230,15 +238,15 @@ def _alone(block: Any) -> Any:
 def _place(result: _Result, rows: list[int]) -> tuple[Index, dict[int, int]]:
     """Axes of the blocks of a result, and those of length 1."""
     if result.summed:
-        return (*rows, *result.index), dict.fromkeys(rows, 1)
-    return result.index, dict.fromkeys(result.ones, 1)
+        return (*rows, *result.axes), dict.fromkeys(rows, 1)
+    return result.axes, dict.fromkeys(result.ones, 1)
 
 
 def _dtype(task: _Task, result: _Result) -> Any:
     """Shares of a loss are not rounded yet, nor those of a gradient in half precision."""
     if not result.summed:
         return result.dtype
-    return np.dtype(task.record.problem.compute if not result.index else np.promote_types(result.dtype, np.float32))
+    return np.dtype(task.record.problem.compute if not result.axes else np.promote_types(result.dtype, np.float32))
 
 
 def _joined(parts: Array, result: _Result, rows: list[int]) -> Array:
@@ -249,4 +257,4 @@ def _joined(parts: Array, result: _Result, rows: list[int]) -> Array:
 
 
 def _length(found: dict[str, Leaf], i: int | None) -> Any:
-    return next(leaf.array.shape[leaf.index.index(i)] for leaf in found.values() if i in leaf.index)
+    return next(leaf.array.shape[leaf.axes.index(i)] for leaf in found.values() if i in leaf.axes)

@@ -176,7 +176,12 @@ def _of_labels(p: Problem, wants: str) -> Problem:
 
 
 def _of_block(block: slice, x: Array, targets: Array | None, rows: Rows, part: Part) -> tuple[Any, ...]:
-    return x[block], None if targets is None else targets[block], rows_of(rows, block), part._replace(kept=of_rows(part.kept, block))
+    return (
+        x[block],
+        None if targets is None else targets[block],
+        rows_of(rows, block),
+        part._replace(kept=of_rows(part.kept, block)),
+    )
 
 
 def _each_block(work: Any, x: Array) -> None:
