@@ -43,23 +43,15 @@ class Parts:
         return tuple(range(self.n - a.ndim, self.n))
 
     def _unified(self, leaves: dict[str, Leaf]) -> dict[str, Leaf]:
-        known = {name: leaf._replace(array=self._without_empty(name, *leaf)) for name, leaf in leaves.items()}
-        _, arrays = da.core.unify_chunks(*(part for leaf in known.values() for part in leaf))
-        return {name: leaf._replace(array=a) for (name, leaf), a in zip(known.items(), arrays, strict=True)}
-
-    def _without_empty(self, name: str, a: Array, index: tuple[int, ...]) -> Array:
-        """Classes in chunks of which none is empty."""
-        chunks = {}
-        for axis, i in enumerate(index):
-            if i in self.axes:
-                if any(math.isnan(n) for n in a.chunks[axis]):
+        for name, (a, index) in leaves.items():
+            for axis, i in enumerate(index):
+                if i in self.axes and any(math.isnan(n) for n in a.chunks[axis]):
                     raise ValueError(
                         f"{self.p.verb}: {name} has chunks of unknown size along the split class axis {i - self.n},"
                         " expected known ones: compute_chunk_sizes() finds them"
                     )
-                if 0 in a.chunks[axis] and a.shape[axis]:
-                    chunks[axis] = tuple(n for n in a.chunks[axis] if n)
-        return a.rechunk(chunks) if chunks else a
+        _, arrays = da.core.unify_chunks(*(part for leaf in leaves.values() for part in leaf))
+        return {name: leaf._replace(array=a) for (name, leaf), a in zip(leaves.items(), arrays, strict=True)}
 
     # -----------------------------------------------------------------------------------------------------------------
     # passes

@@ -19,6 +19,19 @@ _OF_LOGITS: tuple[str, ...] = ("arrays", "where")
 _OF_LOSS = ("x", "targets", "raw_targets", "where", "weight", "sample_weight", "v", "linear", "totals")
 
 
+def without_empty_blocks(given: Any) -> Any:
+    """Dask broadcasts no axis of length 1 that has more than one block."""
+    return type(given)(*map(_without_empty, given))
+
+
+def _without_empty(a: Any) -> Any:
+    if type(a) is tuple:
+        return tuple(map(_without_empty, a))
+    chunks = getattr(a, "chunks", ())
+    full = {axis: tuple(n for n in sizes if n) or (0,) for axis, sizes in enumerate(chunks) if 0 in sizes}
+    return a.rechunk(full) if any(full[axis] != chunks[axis] for axis in full) else a
+
+
 class Leaf(NamedTuple):
     array: Array
     axes: Index

@@ -28,7 +28,7 @@ def class_state(p: Problem, x: Array, targets: Array | None, rows: Rows, part: P
         if np.isfinite(m).all():
             loss, _ = run("cross_entropy", _of_labels(p, "loss"), x, top, Rows(), xp=xp)
             return _state(m, np.expm1(loss), x, targets, rows, part, xp)
-    state = State(*(np.empty((len(x), 1)) for _ in State._fields))
+    state = State(*(np.empty((len(x), 1), p.compute) for _ in State._fields))
 
     def work(block: slice) -> None:
         found = array_api.class_state(p, *_of_block(block, x, targets, rows, part), xp=xp, run=run)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..problem import Problem
 from . import _dask_operations, array_api
+from ._dask_records import without_empty_blocks
 from ._dask_verbs import on_blocks, splits_classes
 
 
@@ -18,7 +19,7 @@ def refuses(problem: Problem) -> list[str]:
 
 
 def together(p: Problem, given: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
-    given = given._replace(problem=p)
+    given = without_empty_blocks(given._replace(problem=p))
     if splits_classes(given):
         return run("together", p, given, verb, *options, xp=xp, after="dask_chunked")
     return on_blocks(given, verb, options, run)
