@@ -511,12 +511,16 @@ def merged_products(a: ProductState, b: ProductState, *, xp: Any) -> ProductStat
     )
 
 
-def softmax_product_of_part(y: Array, v: Array, s: ProductState, *, xp: Any) -> Array:
-    """y (v − p − Σ y (v − p)), p the v of the class with more than half of y, if Σ y = 1 but for rounding; else 0"""
-    zeros = xp.zeros_like(s.top)
+def pivot_and_mean(s: ProductState, *, xp: Any) -> tuple[Array, Array]:
+    """p, the v of the class with more than half of y, if Σ y = 1 but for rounding, else 0; and Σ y (v − p)"""
     has_pivot = (s.top > 0.5) & _sums_to_one(s.rest + s.ties * s.top, xp=xp)
-    pivot = xp.where(has_pivot, s.at_top, zeros)
-    mean = xp.where(has_pivot, s.product - pivot * s.rest, s.product + s.top * s.at_top)
+    pivot = xp.where(has_pivot, s.at_top, xp.zeros_like(s.top))
+    return pivot, xp.where(has_pivot, s.product - pivot * s.rest, s.product + s.top * s.at_top)
+
+
+def softmax_product_of_part(y: Array, v: Array, s: ProductState, *, xp: Any) -> Array:
+    """y (v − p − Σ y (v − p))"""
+    pivot, mean = pivot_and_mean(s, xp=xp)
     return y * ((v - pivot) - mean)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from .. import formulas
 from ..blocks import cut
 from ..chunks import of_rows
-from ..formulas import Part, State
+from ..formulas import Part, ProductState, State
 from ..problem import Array, Problem, Rows
 from ..threads import each
 from . import array_api
@@ -88,14 +88,45 @@ def class_softmax(
     return _softmax(p, x, where, part, own, state, xp=xp, run=run)
 
 
-def _in_blocks(operation: str) -> Any:
-    """The formulas, in blocks that stay in the cache."""
+def _log_softmax(p: Problem, x: Array, where: Array | None, state: State, *, xp: Any, run: Any) -> Array:
+    """(x − m) − log1p(q / wm)"""
+    if not (_is_plain(p, Rows(where), True) and _are_finite(state)):
+        return array_api.class_log_softmax(p, x, where, state, xp=xp, run=run)
+    d = np.subtract(x, state.m, dtype=np.float64)
+    return np.subtract(d, state.log_sum(xp=xp), out=np.empty_like(x), casting="same_kind")
+
+
+def _product_state(p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> ProductState:
+    """One class at the largest y, whatever the others: a second one with more than half would be no probability."""
+    if not (_is_plain(p, Rows(where), True) and p.compute == "float64" and v.dtype == np.float32):
+        return array_api.class_product_state(p, y, v, where, xp=xp, run=run)
+    others, at = y.astype(np.float64), np.argmax(y, axis=1)[:, None]
+    top, of_top = (np.take_along_axis(a, at, 1).astype(np.float64) for a in (y, v))
+    np.put_along_axis(others, at, 0.0, 1)
+    rest = np.sum(others, axis=1, keepdims=True)
+    np.multiply(others, v, out=others)
+    return ProductState(top, np.ones_like(top), of_top, rest, np.sum(others, axis=1, keepdims=True))
+
+
+def _softmax_product(
+    p: Problem, y: Array, v: Array, where: Array | None, state: ProductState, *, xp: Any, run: Any
+) -> Array:
+    if not (_is_plain(p, Rows(where), True) and v.dtype == np.float32):
+        return array_api.class_softmax_product(p, y, v, where, state, xp=xp, run=run)
+    pivot, mean = formulas.pivot_and_mean(state, xp=xp)
+    d = np.subtract(v, pivot, dtype=np.float64)
+    np.subtract(d, mean, out=d)
+    return np.multiply(y, d, out=np.empty_like(y), casting="same_kind")
+
+
+def _in_blocks(work: Any) -> Any:
+    """In blocks that stay in the cache."""
 
     def in_blocks(p: Problem, x: Array, *given: Any, xp: Any, run: Any) -> Array:
         parts = [rows for _, rows in cut(1, *x.shape)] or [slice(0, 0)]
 
         def result(block: slice) -> Any:
-            return getattr(array_api, operation)(p, x[block], *(_taken(a, block) for a in given), xp=xp, run=run)
+            return work(p, x[block], *(_taken(a, block) for a in given), xp=xp, run=run)
 
         first = result(parts[0])
         if len(parts) == 1:
@@ -103,12 +134,12 @@ def _in_blocks(operation: str) -> Any:
         arrays = first if isinstance(first, tuple) else (first,)
         whole = [np.empty((len(x), *a.shape[1:]), a.dtype) for a in arrays]
 
-        def work(i: int) -> None:
+        def fill(i: int) -> None:
             found = result(parts[i]) if i else first
             for to, a in zip(whole, found if isinstance(found, tuple) else (found,), strict=True):
                 to[parts[i]] = a
 
-        each(work, len(parts))
+        each(fill, len(parts))
         return type(first)(*whole) if isinstance(first, tuple) else whole[0]
 
     return in_blocks
@@ -118,14 +149,14 @@ def _taken(a: Any, block: slice) -> Any:
     return type(a)(*(of_rows(one, block) for one in a)) if isinstance(a, tuple) else of_rows(a, block)
 
 
-_softmax = _in_blocks("class_softmax")
-class_log_softmax = _in_blocks("class_log_softmax")
-class_product_state = _in_blocks("class_product_state")
-class_softmax_product = _in_blocks("class_softmax_product")
-class_sum = _in_blocks("class_sum")
-class_mean = _in_blocks("class_mean")
-class_log_softmax_vjp = _in_blocks("class_log_softmax_vjp")
-class_log_softmax_jvp = _in_blocks("class_log_softmax_jvp")
+_softmax = _in_blocks(array_api.class_softmax)
+class_log_softmax = _in_blocks(_log_softmax)
+class_product_state = _in_blocks(_product_state)
+class_softmax_product = _in_blocks(_softmax_product)
+class_sum = _in_blocks(array_api.class_sum)
+class_mean = _in_blocks(array_api.class_mean)
+class_log_softmax_vjp = _in_blocks(array_api.class_log_softmax_vjp)
+class_log_softmax_jvp = _in_blocks(array_api.class_log_softmax_jvp)
 
 
 def _grad(
