@@ -89,13 +89,17 @@ def split(text):
 def source_files():
     folder = Path(sysconfig.get_paths()["stdlib"])
     relative = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
-    return [folder / path for path in relative if LEFT_OUT.isdisjoint(path.split("/"))]
+    files = [folder / path for path in relative if LEFT_OUT.isdisjoint(path.split("/"))]
+    if not files:
+        raise FileNotFoundError(f"no sources of the standard library in {folder}")
+    return files
 
 
 def load_corpus(size, context, seed, evaluated):
     """Of the files in random order, a tenth are held out, a twentieth are for validation, and the others for training.
 
-    The vocabulary has the most frequent words of the training files; all others are the unknown word.
+    The vocabulary has the most frequent words of the training files that are in them more than once; all others are the
+    unknown word.
     """
     rng = np.random.default_rng(seed)
     files = source_files()
@@ -104,7 +108,7 @@ def load_corpus(size, context, seed, evaluated):
     counts = Counter()
     for text in texts[second:]:
         counts.update(text)
-    words = [UNKNOWN, *(word for word, _ in counts.most_common(size - 1))]
+    words = [UNKNOWN, *(word for word, count in counts.most_common(size - 1) if count > 1)]
     numbers = {word: i for i, word in enumerate(words)}
 
     def windows(some):
