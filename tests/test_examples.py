@@ -255,25 +255,30 @@ class TestLargeVocabulary:
             *("def", "f", "(", "x_1", ")", ":", "⏎", "return", "10", "⏎")
         ]  # fmt: skip
 
-    def test_held_out_files_are_not_seen(self, vocabulary, monkeypatch, tmp_path):
+    @pytest.fixture
+    def small_corpus(self, vocabulary, monkeypatch, tmp_path):
+        """Each of 40 files has a word of its own twice, and another once."""
         for i in range(40):
             (tmp_path / f"{i}.py").write_text(f"word{i} word{i} once{i}")
         monkeypatch.setattr(vocabulary, "source_files", lambda: sorted(tmp_path.iterdir()))
-        corpus = vocabulary.load_corpus(100, 2, seed=0, evaluated=100)
+        return lambda seed: vocabulary.load_corpus(100, 2, seed, evaluated=100)
+
+    def test_held_out_files_are_not_seen(self, small_corpus):
+        corpus = small_corpus(0)
         assert len(corpus.words) == 2 + 34
         assert not any(word.startswith("once") for word in corpus.words)
         assert len(np.unique(corpus.train[:, -1])) == 2 + 34
         line_end = corpus.words.index("⏎")
-        for part, files in ((corpus.validation, 2), (corpus.held_out, 4)):
+        for part, files in ((corpus.train, 34), (corpus.validation, 2), (corpus.held_out, 4)):
             assert part.shape == (4 * files, 3)
-            assert set(part[:, -1]) == {0, line_end}
+            assert files == 34 or set(part[:, -1]) == {0, line_end}
 
-    def test_seed_chooses_files(self, vocabulary, corpus):
-        same, other = (vocabulary.load_corpus(3000, 3, seed, 4000) for seed in (0, 1))
-        assert same.words == corpus.words
+    def test_seed_chooses_files(self, small_corpus):
+        chosen, same, other = small_corpus(0), small_corpus(0), small_corpus(1)
+        assert chosen.words == same.words
+        assert set(chosen.words) != set(other.words)
         for name in ("train", "validation", "held_out"):
-            np.testing.assert_array_equal(getattr(same, name), getattr(corpus, name))
-        assert len(other.train) != len(corpus.train)
+            np.testing.assert_array_equal(getattr(chosen, name), getattr(same, name))
 
     def test_counts_equal_the_formula(self, vocabulary):
         rng = np.random.default_rng(0)
