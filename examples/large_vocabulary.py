@@ -7,11 +7,14 @@ log-bilinear model (Mnih and Hinton, 2007) gives every word of the vocabulary a 
 
 With k = 1 that is a bigram model of low rank. For N positions the logits are N × 20,000 numbers; xsoftmax makes some
 rows of them at a time, and returns the loss with its gradients by h, W and b. The count models beside it are smoothed
-by interpolated modified Kneser–Ney (Chen and Goodman, 1999), with discounts tuned on files of their own.
+by interpolated modified Kneser–Ney (Chen and Goodman, 1999), with discounts tuned on files of their own; they count the
+whole training text, and the learned models see a fifth of it once. With the sources of Python 3.11, held-out perplexity
+is 194 from the frequencies alone. From one word, it is 61 counted and 72 learned; from five, 43 learned. Counts of
+three and four words, which see two and three, are lower still: 36 and 32.
 
-    python examples/large_vocabulary.py                                          # NumPy, both models
-    python examples/large_vocabulary.py --backend torch                          # PyTorch, CuPy, JAX, …
-    python examples/large_vocabulary.py --words 5000 --dimensions 32 --tokens 100000     # small
+    python examples/large_vocabulary.py                         # NumPy; two models, 5 minutes of one core
+    python examples/large_vocabulary.py --backend torch         # PyTorch, CuPy, JAX, …
+    python examples/large_vocabulary.py --words 5000 --dimensions 32 --tokens 100000        # half a minute of one core
 """
 
 import argparse
@@ -279,7 +282,7 @@ def learn(model, corpus, options, progress, name):
     for seen, loss in training_steps(model, corpus.train, options.tokens, options.epochs, options.seed):
         smooth += 0.05 * (loss - smooth)
         progress.update(bar, completed=seen, loss=smooth)
-        if seen >= total * len(curve) / EVALUATIONS:
+        if seen >= total * (len(curve) / EVALUATIONS) ** 2:  # oftener at first, where it falls most
             curve.append((seen, model.cross_entropy(corpus.held_out)))
     return curve
 
@@ -288,11 +291,11 @@ def learn(model, corpus, options, progress, name):
 
 
 def counted_name(n):
-    return "unigram, counted" if n == 1 else f"{'bigram' if n == 2 else f'{n}-gram'}, counted and smoothed"
+    return {1: "unigram", 2: "smoothed bigram"}.get(n, f"smoothed {n}-gram")
 
 
 def learned_name(context):
-    return "bigram, learned" if context == 1 else "log-bilinear, learned"
+    return "learned bigram" if context == 1 else "learned log-bilinear"
 
 
 def share_unknown(windows):
@@ -313,12 +316,14 @@ def print_continuations(console, corpus, models, count=4):
 
 
 def print_results(console, results):
-    table = Table("model", "words it sees", "held-out perplexity", "nats a word")
+    table = Table("model", "words it sees", "held-out perplexity", "nats a word", "÷ smoothed bigram")
     for column in table.columns[1:]:
         column.justify = "right"
+    _, bigram = results[counted_name(2)]
     for name, (context, nats) in sorted(results.items(), key=lambda result: -result[1][1]):
-        style = "bold" if name.endswith("learned") else None
-        table.add_row(name, str(context), f"{np.exp(nats):.1f}", f"{nats:.3f}", style=style)
+        style = "bold" if name.startswith("learned") else None
+        ratio = f"{np.exp(nats - bigram):.2f}"
+        table.add_row(name, str(context), f"{np.exp(nats):.1f}", f"{nats:.3f}", ratio, style=style)
     console.print(table)
 
 
@@ -338,21 +343,25 @@ def print_memory(console, options, size):
 
 
 def plot(curves, counted, path):
-    """Held-out perplexity of what is learned, over the words it has seen, between those of the counts."""
-    figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-    end = max(words for curve in curves.values() for words, _ in curve)
-    for (name, curve), color in zip(curves.items(), ("C1", "C0"), strict=False):
-        words, nats = np.asarray(curve).T
-        axes.plot(words, np.exp(nats), ".-", color=color, label=name)
-    for name, (_, nats) in counted.items():
+    """Held-out perplexity of what is learned, over the words it has seen, among those of the counts."""
+    figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
+    end = max(seen for curve in curves.values() for seen, _ in curve)
+    for (k, curve), color in zip(curves.items(), ("C1", "C0"), strict=False):
+        seen, perplexity = np.asarray(curve).T[0], np.exp(np.asarray(curve).T[1])
+        axes.plot(seen, perplexity, ".-", color=color)
+        label = f"{learned_name(k)}, sees {k} word{'s' * (k > 1)}"
+        middle = len(curve) // 2
+        place = {"xytext": (8, 6), "textcoords": "offset points"}
+        axes.annotate(label, (seen[middle], perplexity[middle]), **place, color=color, weight="bold")
+    for name, (k, nats) in counted.items():
         axes.axhline(np.exp(nats), color="grey", linewidth=1, linestyle="--")
-        axes.text(end, np.exp(nats) * 1.01, name, color="dimgrey", fontsize=9, ha="right", va="bottom")
-    axes.set(xlabel="words seen in training", ylabel="perplexity of held-out words", yscale="log", xlim=(0, end))
+        label = f"{name}, sees {k} word{'s' * (k != 1)}"
+        axes.text(end, np.exp(nats) * 1.01, label, color="dimgrey", fontsize=9, ha="right", va="bottom")
+    axes.set(xlabel="words seen in training", ylabel="perplexity of held-out words", yscale="log", xlim=(0, 1.02 * end))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.93))
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -411,7 +420,7 @@ def main(arguments=None):
     print_continuations(console, corpus, {counted_name(2): counts[2], learned_name(k): models[k]})
     options.output.mkdir(parents=True, exist_ok=True)
     results = {counted_name(n): (n - 1, model.cross_entropy(corpus.held_out[:, -n:])) for n, model in counts.items()}
-    plot({learned_name(k): curve for k, curve in curves.items()}, results, options.output / "large_vocabulary.png")
+    plot(curves, results, options.output / "large_vocabulary.png")
     console.print(f"picture in {options.output}")
     results |= {learned_name(k): (k, curve[-1][1]) for k, curve in curves.items()}
     print_results(console, results)
