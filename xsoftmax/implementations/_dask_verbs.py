@@ -19,6 +19,7 @@ from ._dask_blocks import blockwise, narrowed
 from ._dask_records import (
     Index,
     Leaf,
+    class_indices,
     leaves,
     row_indices,
     with_blocks,
@@ -58,9 +59,9 @@ class _Task(NamedTuple):
 
 
 def splits_classes(given: Any) -> bool:
-    found = leaves(given)
+    found, classes = leaves(given), class_indices(given)
     first = found.get("factor", next(iter(found.values())))
-    return any(count > 1 for i, count in zip(first.axes, first.array.numblocks, strict=True) if i in _whole(given))
+    return any(count > 1 for i, count in zip(first.axes, first.array.numblocks, strict=True) if i in classes)
 
 
 def on_blocks(given: Any, verb: Any, options: tuple[Any, ...], run: Any) -> Any:
