@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from .arrays import class_indices, device_of, dtype_name, with_axis
+from .arrays import class_indices, device_of, dtype_name, partitions, with_axis
 
 Array = Any
 Axes = tuple[int, ...]
@@ -134,11 +134,29 @@ def exact_shift(m: Array, *, xp: Any) -> Array:
     return xp.where(m < 0.0, xp.ceil(m) - 1.0, xp.where(m > big, above, xp.zeros_like(m)))
 
 
+_PARTS = (64, 8)  # of an axis that devices may hold parts of; 8 of them, in any order, cost an ulp or two
+
+
 def total(x: Array, axes: Axes, *, xp: Any) -> Array:
-    """Σ x by halving, so that the error grows with log C along any axis of any library."""
-    for axis in axes:
-        x = _halved(x, axis, xp=xp)
+    """Σ x by halving, so that the error grows with log C along any axis of any library.
+
+    Parts of an axis that may lie on devices of their own are halved each by itself, so that only their sums move.
+    """
+    for axis in reversed(axes):
+        if partitions(xp):
+            for parts in _PARTS:
+                x = _halved_within(x, axis, math.gcd(x.shape[axis], parts), xp=xp)
+            x = xp.sum(x, axis=axis, keepdims=True)
+        else:
+            x = _halved(x, axis, xp=xp)
     return x
+
+
+def _halved_within(x: Array, axis: int, parts: int, *, xp: Any) -> Array:
+    """The sums of equal parts of an axis."""
+    before, after = x.shape[:axis], x.shape[x.ndim + axis + 1 :]
+    x = xp.reshape(x, (*before, parts, x.shape[axis] // parts, *after))
+    return xp.squeeze(_halved(x, axis, xp=xp), axis=axis)
 
 
 def _halved(x: Array, axis: int, *, xp: Any) -> Array:
@@ -302,7 +320,7 @@ def targets(
         n = like.shape[axis]
         start, classes = (0, n) if part is None else part[:2]
         label = with_axis(given, axis)
-        hit = xp.astype(label == class_indices(n, axis, xp, device_of(like)) + start, like.dtype)
+        hit = xp.astype(label == class_indices(n, axis, xp, device_of(like), like) + start, like.dtype)
         t = xp.where((label >= 0) & (label < classes), hit, xp.full_like(hit, math.nan))
     else:
         t = given if where is None else xp.where(where, given, xp.zeros_like(given))
@@ -310,13 +328,9 @@ def targets(
         kept = xp.ones_like(like) if where is None else xp.where(where, xp.ones_like(like), xp.zeros_like(like))
         number = xp.sum(kept, axis=axis, keepdims=True) if part is None else part.kept
         if not isinstance(number, int):
-            number = xp.maximum(number, xp.ones_like(like[_first(axis)]))
+            number = xp.maximum(number, xp.ones_like(number))
         t = (1.0 - label_smoothing) * t + label_smoothing * kept / number
     return t if weight is None else t * weight
-
-
-def _first(axis: int) -> tuple[Any, ...]:
-    return (..., slice(0, 1), *(slice(None),) * (-axis - 1))
 
 
 def cross_entropy(x: Array, e: Exponentials, t: Array, zeta: Array | float, axes: Axes, *, xp: Any) -> Array:
