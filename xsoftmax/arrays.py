@@ -32,7 +32,7 @@ def library_of(xp: Any) -> str:
 
 
 def device_of(x: Any) -> Any:
-    """The device of `x`; None: its library has no such notion (mlx) or hides it (a JAX tracer), or there are several."""
+    """The device of `x`; None where its library has no such notion (mlx), hides it (a JAX tracer) or knows several."""
     device = array_api_compat.device(x) if hasattr(x, "device") else None
     return None if hasattr(device, "device_set") else device  # of a JAX array on several, it is their sharding
 
@@ -63,9 +63,23 @@ def is_lazy(x: Any, library: str) -> bool:
     return library in _LAZY
 
 
-def partitions(xp: Any) -> bool:
-    """Whether the library may hold equal parts of an axis on devices of their own."""
-    return library_of(xp) == "jax"
+def is_distributed(x: Any) -> bool:
+    """Whether `x` is one array of several processes, PyTorch's DTensor."""
+    return type(x).__name__ == "DTensor"
+
+
+def completed(x: Any) -> Any:
+    """A sum or maximum of which each process has a part, put together once: a cast would round the parts."""
+    if not is_distributed(x):
+        return x
+    from torch.distributed.tensor import Replicate
+
+    return x.redistribute(placements=[Replicate() if p.is_partial() else p for p in x.placements])
+
+
+def may_be_cut(x: Any, xp: Any) -> bool:
+    """Whether parts of an axis of `x` may lie on devices of their own."""
+    return library_of(xp) == "jax" or is_distributed(x)
 
 
 def has_dtype(name: str, xp: Any, device: Any) -> bool:
@@ -141,4 +155,10 @@ def class_indices(n: int, axis: int, xp: Any, device: Any, like: Any = None) -> 
     where = {} if device is None else {"device": device}
     indices = xp.arange(n, dtype=index_dtype(xp, device), **where)
     indices = xp.reshape(indices, (n,) + (1,) * (-axis - 1))
-    return indices if like is None or not partitions(xp) else indices + xp.zeros_like(like, dtype=indices.dtype)
+    if like is None or not may_be_cut(like, xp):
+        return indices
+    if is_distributed(like):
+        from torch.distributed.tensor import DTensor
+
+        return DTensor.from_local(indices, like.device_mesh)  # all of them on every device
+    return indices + xp.zeros_like(like, dtype=indices.dtype)
