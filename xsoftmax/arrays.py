@@ -32,8 +32,9 @@ def library_of(xp: Any) -> str:
 
 
 def device_of(x: Any) -> Any:
-    """The device of `x`, or None where its library has no such notion (mlx) or hides it (a JAX tracer)."""
-    return array_api_compat.device(x) if hasattr(x, "device") else None
+    """The device of `x`; None where its library has no such notion (mlx), hides it (a JAX tracer) or knows several."""
+    device = array_api_compat.device(x) if hasattr(x, "device") else None
+    return None if hasattr(device, "device_set") else device  # of a JAX array on several, it is their sharding
 
 
 def container_of(x: Any, library: str) -> str:
@@ -60,6 +61,25 @@ def is_lazy(x: Any, library: str) -> bool:
             or torch._C._functorch.is_functorch_wrapped_tensor(x)
         )
     return library in _LAZY
+
+
+def is_distributed(x: Any) -> bool:
+    """Whether `x` is one array of several processes, PyTorch's DTensor."""
+    return type(x).__name__ == "DTensor"
+
+
+def completed(x: Any) -> Any:
+    """A sum or maximum of which each process has a part, put together once: a cast would round the parts."""
+    if not is_distributed(x):
+        return x
+    from torch.distributed.tensor import Replicate
+
+    return x.redistribute(placements=[Replicate() if p.is_partial() else p for p in x.placements])
+
+
+def may_be_cut(x: Any, xp: Any) -> bool:
+    """Whether parts of an axis of `x` may lie on devices of their own."""
+    return library_of(xp) == "jax" or is_distributed(x)
 
 
 def has_dtype(name: str, xp: Any, device: Any) -> bool:
@@ -130,8 +150,15 @@ def with_axis(x: Any, axis: int) -> Any:
     return x[(..., None, *(slice(None),) * (-axis - 1))]
 
 
-def class_indices(n: int, axis: int, xp: Any, device: Any) -> Any:
-    """0 … n − 1 along the negative `axis`, shaped to broadcast against an array that has it."""
+def class_indices(n: int, axis: int, xp: Any, device: Any, like: Any = None) -> Any:
+    """0 … n − 1 along the negative `axis`, shaped to broadcast against an array that has it, and cut as `like` is."""
     where = {} if device is None else {"device": device}
     indices = xp.arange(n, dtype=index_dtype(xp, device), **where)
-    return xp.reshape(indices, (n,) + (1,) * (-axis - 1))
+    indices = xp.reshape(indices, (n,) + (1,) * (-axis - 1))
+    if like is None or not may_be_cut(like, xp):
+        return indices
+    if is_distributed(like):
+        from torch.distributed.tensor import DTensor
+
+        return DTensor.from_local(indices, like.device_mesh)  # all of them on every device
+    return indices + xp.zeros_like(like, dtype=indices.dtype)

@@ -10,7 +10,7 @@ from typing import Any
 
 import array_api_compat
 
-from .arrays import FLOATING, INTEGER, class_indices, device_of, dtype_name, library_of
+from .arrays import FLOATING, INTEGER, class_indices, device_of, dtype_name, is_distributed, library_of
 
 Array = Any
 Axis = int | Sequence[int] | None
@@ -62,6 +62,12 @@ def check_device(verb: str, xp: Any, arrays: dict[str, Array]) -> None:
         return  # placement is the library's own business there
     (first, x), *others = arrays.items()
     for name, other in others:
+        if is_distributed(other) != is_distributed(x):
+            whole, cut = (first, name) if is_distributed(other) else (name, first)
+            raise TypeError(
+                f"{verb}: {cut} is a DTensor and {whole} is not, expected both or neither; pass "
+                f"distribute_tensor({whole}, {cut}.device_mesh, …), or {cut}.full_tensor()"
+            )
         if device_of(other) != device_of(x):
             raise TypeError(
                 f"{verb}: {first} is on device {device_of(x)} and {name} on {device_of(other)}, expected one device"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from .arrays import class_indices, device_of, dtype_name, with_axis
+from .arrays import class_indices, completed, device_of, dtype_name, may_be_cut, with_axis
 
 Array = Any
 Axes = tuple[int, ...]
@@ -80,12 +80,12 @@ def exponentials(
 
     `classes`: the number of classes of a row of which x holds a part.
     """
-    m = xp.max(x, axis=axes, keepdims=True)
+    m = _max(x, axes, xp=xp)
     shift = _shift(m, _count(x, axes) if classes is None else classes, headroom, xp=xp)
     wm = shift.exp(shift.m0, xp=xp)
     at_max = x == m
     w = xp.where(at_max, wm, shift.exp(x, xp=xp))
-    ties = xp.sum(xp.astype(at_max, x.dtype), axis=axes, keepdims=True)
+    ties = completed(xp.sum(xp.astype(at_max, x.dtype), axis=axes, keepdims=True))
     q = total(xp.where(at_max, xp.zeros_like(w), w), axes, xp=xp) + (ties - 1.0) * wm
     return Exponentials(m, w, wm, xp.where(shift.finite, q, xp.full_like(q, math.nan)))
 
@@ -134,11 +134,33 @@ def exact_shift(m: Array, *, xp: Any) -> Array:
     return xp.where(m < 0.0, xp.ceil(m) - 1.0, xp.where(m > big, above, xp.zeros_like(m)))
 
 
+_PARTS = (64, 8)  # of an axis that devices may hold parts of; 8 of them, in any order, cost an ulp or two
+
+
 def total(x: Array, axes: Axes, *, xp: Any) -> Array:
-    """Σ x by halving, so that the error grows with log C along any axis of any library."""
-    for axis in axes:
-        x = _halved(x, axis, xp=xp)
+    """Σ x by halving, so that the error grows with log C along any axis of any library.
+
+    Parts of an axis that may lie on devices of their own are halved each by itself, so that only their sums move.
+    """
+    for axis in reversed(axes):
+        if may_be_cut(x, xp):
+            for parts in _PARTS:
+                x = _halved_within(x, axis, math.gcd(x.shape[axis], parts), xp=xp)
+            x = completed(xp.sum(x, axis=axis, keepdims=True))
+        else:
+            x = _halved(x, axis, xp=xp)
     return x
+
+
+def _max(x: Array, axes: Axes, *, xp: Any) -> Array:
+    return completed(xp.max(x, axis=axes, keepdims=True))
+
+
+def _halved_within(x: Array, axis: int, parts: int, *, xp: Any) -> Array:
+    """The sums of equal parts of an axis."""
+    before, after = x.shape[:axis], x.shape[x.ndim + axis + 1 :]
+    x = xp.reshape(x, (*before, parts, x.shape[axis] // parts, *after))
+    return xp.squeeze(_halved(x, axis, xp=xp), axis=axis)
 
 
 def _halved(x: Array, axis: int, *, xp: Any) -> Array:
@@ -189,7 +211,7 @@ def softmax_jacobian(y: Array, *, xp: Any) -> Array:
     rows, columns = with_axis(y, -1), with_axis(y, -2)
     diagonal = with_axis(y * complement(y, (-1,), xp=xp), -1)
     n, device = y.shape[-1], device_of(y)
-    same = class_indices(n, -2, xp, device) == class_indices(n, -1, xp, device)
+    same = class_indices(n, -2, xp, device, rows) == class_indices(n, -1, xp, device, columns)
     return xp.where(same, diagonal, -rows * columns)
 
 
@@ -205,7 +227,7 @@ def _sums_to_one(total_y: Array, *, xp: Any) -> Array:
 
 
 def _majority(y: Array, axes: Axes, *, xp: Any) -> Array:
-    return (y > 0.5) & (y == xp.max(y, axis=axes, keepdims=True))
+    return (y > 0.5) & (y == _max(y, axes, xp=xp))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -261,7 +283,7 @@ def logsumexp_gradient(x: Array, axes: Axes, *, softmax: Any, xp: Any) -> Array:
 def signed_logsumexp(x: Array, b: Array, axes: Axes, *, xp: Any) -> tuple[Array, Array]:
     """log |Σ_i b_i exp(x_i)| and the sign of the sum. b_i = 0 hides x_i."""
     x = xp.where(b == 0.0, xp.full_like(x, -math.inf), x)
-    largest = xp.max(xp.abs(b), axis=axes, keepdims=True)
+    largest = _max(xp.abs(b), axes, xp=xp)
     e = exponentials(x, axes, xp.log(xp.maximum(largest, xp.ones_like(largest))), xp=xp)
     at_max = x == e.m
     bm = total(xp.where(at_max, b, xp.zeros_like(b)), axes, xp=xp)
@@ -275,11 +297,17 @@ def signed_logsumexp(x: Array, b: Array, axes: Axes, *, xp: Any) -> tuple[Array,
     finite = xp.isfinite(e.m)
     value = xp.where(finite, xp.where(finite, e.m, zeros) + log_s, e.m)
     value = xp.where(finite & (s == 0.0), xp.full_like(value, -math.inf), value)
-    sign = xp.where(e.m == math.inf, xp.sign(bm), xp.where(e.m == -math.inf, zeros, xp.sign(s)))
+    sign = _sign(xp.where(e.m == math.inf, bm, xp.where(e.m == -math.inf, zeros, s)), xp=xp)
     # ∞ of either sign meets ∞ of the other
     unlike = (e.m == math.inf) & (xp.abs(bm) != total(xp.where(at_max, xp.abs(b), xp.zeros_like(b)), axes, xp=xp))
     nan = xp.full_like(value, math.nan)
     return xp.where(unlike, nan, value), xp.where(unlike | xp.isnan(e.m), nan, sign)
+
+
+def _sign(x: Array, *, xp: Any) -> Array:
+    """Of nan, nan; array_api_compat's own for PyTorch writes these in place, which not every tensor can."""
+    sign = xp.astype(x > 0.0, x.dtype) - xp.astype(x < 0.0, x.dtype)
+    return xp.where(xp.isnan(x), x, sign)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -311,7 +339,7 @@ def targets(
         n = like.shape[axis]
         start, classes = (0, n) if part is None else part[:2]
         label = with_axis(given, axis)
-        hit = xp.astype(label == class_indices(n, axis, xp, device_of(like)) + start, like.dtype)
+        hit = xp.astype(label == class_indices(n, axis, xp, device_of(like), like) + start, like.dtype)
         t = xp.where((label >= 0) & (label < classes), hit, xp.full_like(hit, math.nan))
     else:
         t = given if where is None else xp.where(where, given, xp.zeros_like(given))
@@ -319,13 +347,9 @@ def targets(
         kept = xp.ones_like(like) if where is None else xp.where(where, xp.ones_like(like), xp.zeros_like(like))
         number = xp.sum(kept, axis=axis, keepdims=True) if part is None else part.kept
         if not isinstance(number, int):
-            number = xp.maximum(number, xp.ones_like(like[_first(axis)]))
+            number = xp.maximum(number, xp.ones_like(number))
         t = (1.0 - label_smoothing) * t + label_smoothing * kept / number
     return t if weight is None else t * weight
-
-
-def _first(axis: int) -> tuple[Any, ...]:
-    return (..., slice(0, 1), *(slice(None),) * (-axis - 1))
 
 
 def cross_entropy(x: Array, e: Exponentials, t: Array, zeta: Array | float, axes: Axes, *, xp: Any) -> Array:

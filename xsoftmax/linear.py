@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from . import checks, chunks
-from .arrays import HALF
+from .arrays import HALF, is_distributed
 from .choose import together
 from .functions import scalar
 from .problem import Array, GivenLoss, Rows, on_linear_loss
@@ -197,6 +197,13 @@ def _linear_loss(
 
 
 def _plan(given: GivenLoss, rows: int | None, classes: int | None) -> chunks.Plan:
+    if is_distributed(given.x):
+        if (rows, classes) != (None, None):
+            raise NotImplementedError(
+                f"{given.problem.verb}: chunk_size is given for a DTensor, expected None: its blocks would lie on some "
+                "processes only; cut what input.to_local() holds, where its rows are sharded"
+            )
+        return chunks.Plan(None, None, None)
     *batch, width = given.x.shape
     n = math.prod(batch) if all(isinstance(size, int) for size in batch) else None
     dtype = "float32" if given.problem.dtype in HALF else given.problem.dtype

@@ -72,5 +72,5 @@ def _number_of_rows(given: Any, total: Callable[[Array], Array]) -> Array | int:
 def _label_weight(given: Any, label: Array) -> Array:
     """weight[label], 0 for a label that is no class."""
     p, xp = given.problem, given.xp
-    hit = label == class_indices(given.classes, p.axes[0], xp, given.device)
+    hit = label == class_indices(given.classes, p.axes[0], xp, given.device, given.weight)
     return xp.sum(xp.where(hit, given.weight, xp.zeros_like(given.weight)), axis=p.axes[0], keepdims=True)

@@ -129,7 +129,7 @@ def _settled(p: Problem, x: Array, u: Array, where: Array | None = None) -> Arra
     lost = ~torch.isfinite(torch.amax(_masked(x, where, -torch.inf), dim=p.axes, keepdim=True))
     if not is_lazy(x, p.library) and not bool(lost.any()):
         return x
-    return torch.where(lost & (u == 0.0).all(dim=p.axes, keepdim=True), torch.zeros_like(x), x)
+    return torch.where(lost & (torch.amax(torch.abs(u), dim=p.axes, keepdim=True) == 0.0), torch.zeros_like(x), x)
 
 
 def _times(a: Array | float, b: Array) -> Array:

@@ -1,0 +1,24 @@
+"""JAX arrays on eight devices, in a process of its own: see sharded_jax.py."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.backend("jax")
+
+
+@pytest.mark.parametrize("x64", ["0", "1"])
+def test_on_eight_devices(x64):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env |= {
+        "JAX_ENABLE_X64": x64,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
+    }
+    file = Path(__file__).with_name("sharded_jax.py")
+    command = [sys.executable, "-m", "pytest", "--backend=jax", "-q", "-p", "no:cacheprovider", str(file)]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
