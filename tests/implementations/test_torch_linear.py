@@ -23,6 +23,7 @@ def normal(*shape):
 
 
 ARGUMENTS = (normal(N, D), normal(V, D), normal(V), torch.abs(normal(N)))
+FROZEN = ARGUMENTS[1], LABELS
 DIRECTION = tuple(map(torch.ones_like, ARGUMENTS))
 OPTIONS = [{}, {"softcap": 3.0, "temperature": 0.7, "label_smoothing": 0.1}]
 
@@ -76,6 +77,47 @@ def test_backward_twice(chunk_size):
 
     assert torch.autograd.gradcheck(loss, (x, factor, bias))
     assert torch.autograd.gradgradcheck(loss, (x, factor, bias))
+
+
+def test_gradient_is_made_with_the_loss():
+    """Backward multiplies no matrices; it may come again, and with any cotangent."""
+    x, factor, bias = (a.clone().requires_grad_() for a in ARGUMENTS[:3])
+    loss = xs.linear_cross_entropy(x, factor, LABELS, linear_bias=bias, chunk_size=2)
+    expected = torch.autograd.grad(xs.cross_entropy(x @ factor.T + bias, LABELS), (x, factor, bias))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        found = torch.autograd.grad(loss, (x, factor, bias), retain_graph=True)
+    operations = {event.key for event in profiler.key_averages()}
+    assert "aten::mul" in operations
+    assert not operations & {"aten::mm", "aten::matmul", "aten::addmm"}
+    assert_same(found, expected)
+    (twice,) = torch.autograd.grad(2.0 * loss, factor)
+    assert_same([twice], [2.0 * expected[1]])
+
+
+def test_frozen_layer():
+    x = ARGUMENTS[0].clone().requires_grad_()
+    loss, plain = (
+        f(x)
+        for f in (lambda x: xs.linear_cross_entropy(x, *FROZEN), lambda x: xs.cross_entropy(x @ FROZEN[0].T, LABELS))
+    )
+    assert_same(*(torch.autograd.grad(f, x) for f in (loss, plain)))
+
+
+def test_cotangent_keeps_float16_from_underflow():
+    n, w = 500, 2.0**-10
+    x = torch.ones(n, 1, dtype=torch.float16).requires_grad_()
+    factor = torch.tensor([[w], [-w]], dtype=torch.float16)
+    loss = xs.linear_cross_entropy(x, factor, torch.zeros(n, dtype=torch.int64))
+    (grad,) = torch.autograd.grad(loss * 2.0**16, x)
+    np.testing.assert_allclose(grad, np.full((n, 1), -(2.0**17) * w / (1.0 + np.exp(2.0 * w)) / n), rtol=2.0**-11)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_autocast_rounds_nothing(asks):
+    x, factor = (a.float().requires_grad_(asks) for a in ARGUMENTS[:2])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = xs.linear_cross_entropy(x, factor, LABELS)
+    torch.testing.assert_close(loss, xs.linear_cross_entropy(x, factor, LABELS), rtol=0.0, atol=0.0)
 
 
 def test_gradients_have_derivatives():

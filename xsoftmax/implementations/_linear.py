@@ -145,12 +145,12 @@ class Linear:
     def back(self, x: Array, gradients: Iterable[tuple[slice, Array]], grad_factor: Pieces, grad_bias: Pieces) -> Array:
         """g @ factor; adds g.T @ x and Σ g"""
         xp = self.xp
-        shown = _finite(cast(x, self.dtype, xp), xp)
+        shown = finite(cast(x, self.dtype, xp), xp)
         grad_x: Array = 0.0
         for classes, g in gradients:
             for block in blocks(classes.start, classes.stop, self.plan.factors if self._is_converted() else None):
                 factor = cast(taken(self.factor, block), self.dtype, xp)
-                product = xp.matmul(taken(g, block, 1, classes.start), _finite(factor, xp) if self.p.masked else factor)
+                product = xp.matmul(taken(g, block, 1, classes.start), finite(factor, xp) if self.p.masked else factor)
                 grad_x += product
             for block in blocks(classes.start, classes.stop, self.plan.factors):
                 some = taken(g, block, 1, classes.start)
@@ -160,6 +160,6 @@ class Linear:
         return rounded(grad_x, dtype_name(x), xp)
 
 
-def _finite(a: Array, xp: Any) -> Array:
+def finite(a: Array, xp: Any) -> Array:
     """What is absent has gradient 0, and may hold anything; what is not has made its row nan already."""
     return xp.where(xp.isfinite(a), a, xp.zeros_like(a))

@@ -1,4 +1,7 @@
-"""PyTorch's derivative rules of a loss of linear logits; every derivative sweeps over blocks of the logits again.
+"""PyTorch's derivative rules of a loss of linear logits.
+
+A mean or sum whose gradient is going to be asked for has it made in the same sweep, to be multiplied by its cotangent
+in the end. Every other derivative sweeps over the blocks of the logits again.
 
 With G the gradient of the logits, H their Hessian, v = dx @ factor.T + x @ dfactor.T + dbias a direction of them, and
 s the scale of a row: the loss has the derivative Σ G v, and the gradients (s G @ factor, (s G).T @ x, Σ s G) have
@@ -17,6 +20,7 @@ from ..arrays import cast
 from ..chunks import Plan, blocks
 from ..problem import Array, Problem, Rows
 from ._linear import Linear, Results, rows_of
+from ._torch_memory import are_plain, have_tangents
 
 Arrays = tuple[Array | None, ...]
 _RULED = 3  # input, factor and bias; of the others only the scale, which stands here among them
@@ -38,6 +42,62 @@ def linear_cross_entropy(
     found = iter(_Swept.apply(_Call(p, plan, xp, run), x, factor, bias, targets, *rows))
     loss = next(found) if "loss" in p.wants else None
     return loss, next(found, None), next(found, None), next(found, None)
+
+
+def together(given: Any, verb: Any, reduction: str, *options: Any, run: Any) -> Any:
+    """A verb behind its checks; its loss has the gradients with it, where these are going to be asked for.
+
+    Autocast would round the logits to half precision.
+    """
+
+    def of(x: Array, factor: Array, bias: Array | None, *wants: str) -> Any:
+        p = replace(given.problem, wants=wants)
+        return verb(given._replace(problem=p, x=x, linear=(factor, bias)), reduction, *options, run=run)
+
+    ruled = (given.x, *given.linear)
+    with torch.autocast(given.x.device.type, enabled=False):
+        if not _is_graded(given, ruled, reduction):
+            return of(*ruled, *given.problem.wants)
+        with torch.no_grad():
+            found = of(*ruled, "loss", "grad")
+    return type(found)(_Graded.apply(of, found, *ruled), None, None, None)
+
+
+def _is_graded(given: Any, ruled: Arrays, reduction: str) -> bool:
+    """Whether plain tensors ask for the gradient of a mean or sum, and nothing else asks for a derivative."""
+    p = given.problem
+    if p.wants != ("loss",) or reduction == "none" or p.container == "compiled" or not torch.is_grad_enabled():
+        return False
+    if p.dtype == "float16":  # a cotangent such as 2¹⁶ keeps gradients from underflow only where they are not there yet
+        return False
+    others = (given.targets, given.where, given.weight, given.sample_weight)
+    if not any(map(_asks, ruled)) or any(map(_asks, others)):
+        return False
+    with torch.no_grad():
+        return are_plain(given.x.device.type, *ruled, *others) and not have_tangents(*ruled, *others)
+
+
+def _asks(a: Array | None) -> bool:
+    return a is not None and a.requires_grad
+
+
+class _Graded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, of: Any, found: Any, *ruled: Array | None) -> Array:
+        loss, *gradients = found
+        ctx.of = of
+        ctx.save_for_backward(*ruled, *gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, u: Array) -> Arrays:
+        needs = ctx.needs_input_grad[2:]
+        ruled, gradients = ctx.saved_tensors[:_RULED], ctx.saved_tensors[_RULED:]
+        if not torch.is_grad_enabled():
+            return None, None, *(g * u if needed else None for g, needed in zip(gradients, needs, strict=True))
+        asked = [a for a, needed in zip(ruled, needs, strict=True) if needed]
+        back = iter(torch.autograd.grad(ctx.of(*ruled, "loss").loss, asked, u, create_graph=True))
+        return None, None, *(next(back) if needed else None for needed in needs)
 
 
 @dataclass(frozen=True, slots=True)

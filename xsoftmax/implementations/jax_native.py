@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 from .. import formulas
 from ..arrays import cast
 from ..problem import Array, Problem, Rows
 from . import _jax_linear
+from ._jax_times import times
 
 
 def refuses(problem: Problem) -> list[str]:
@@ -136,7 +135,7 @@ def _logsumexp(call: _Call, x: Array, where: Array | None) -> Array:
 def _logsumexp_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
     """Σ y dz"""
     (x, where), (dx, _) = primals, tangents
-    return _logsumexp(call, x, where), call.total(_times(_softmax_or_zero(call, x, where), _dz(call, x, dx)))
+    return _logsumexp(call, x, where), call.total(times(_softmax_or_zero(call, x, where), _dz(call, x, dx)))
 
 
 def signed_logsumexp(p: Problem, x: Array, b: Array, where: Array | None, *, xp: Any, run: Any) -> tuple[Array, Array]:
@@ -164,9 +163,9 @@ def _signed_logsumexp_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
     share = jnp.where(empty, 0.0, y / jnp.where(empty, 1.0, call.total(b * y)))
     d = []
     if _varies(dx):
-        d.append(call.total(_times(b * share, jnp.where(hidden & ~finite, 0.0, dx))))
+        d.append(call.total(times(b * share, jnp.where(hidden & ~finite, 0.0, dx))))
     if _varies(db):
-        d.append(call.total(_times(share, db)))
+        d.append(call.total(times(share, db)))
     value, sign = _signed_logsumexp(call, x, b, where)
     return (value, sign), (sum(d), jnp.zeros_like(sign))
 
@@ -227,11 +226,11 @@ def _loss_tangent(call: _Call, primals: Any, tangents: Any, grad: Array, t: Arra
     dx, *_, d_zetas = tangents
     d = []
     if _varies(dx):
-        d.append(call.total(_times(grad, dx)))
+        d.append(call.total(times(grad, dx)))
     if dt is not None:
         log_y = _log_softmax(call, x, where)
         log_y = jnp.where((t == 0.0) & (log_y == -math.inf), 0.0, log_y)
-        d.append(call.total(_times(-log_y, dt)))
+        d.append(call.total(times(-log_y, dt)))
     if _varies(d_zetas):
         lse = _logsumexp(call, x, where)
         d.append(lse * lse * d_zetas)
@@ -327,29 +326,3 @@ def _dz(call: _Call, x: Array, dx: Array) -> Array:
 
 def _varies(tangent: Any) -> bool:
     return tangent is not None and not isinstance(tangent, SymbolicZero)
-
-
-def _times(a: Array, b: Array) -> Array:
-    return _times_p.bind(a, b)
-
-
-def _cotangent(u: Array, factor: Array) -> Array:
-    """u · factor, 0 where u is, so that a row that is nan but unused has gradient 0."""
-    return jnp.where(u == 0.0, 0.0, _times(u, factor))
-
-
-def _times_batched(factors: Any, axes: Any) -> tuple[Array, int]:
-    (size,) = {a.shape[axis] for a, axis in zip(factors, axes, strict=True) if axis is not None}
-    a, b = (
-        jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
-        for a, axis in zip(factors, axes, strict=True)
-    )
-    return _times(a, b), 0
-
-
-_times_p = Primitive("xsoftmax_times")
-_times_p.def_impl(jnp.multiply)
-_times_p.def_abstract_eval(lambda a, b: a)
-ad.defbilinear(_times_p, lambda u, a, b: _cotangent(u, b), lambda u, a, b: _cotangent(u, a))
-batching.primitive_batchers[_times_p] = _times_batched
-mlir.register_lowering(_times_p, mlir.lower_fun(jnp.multiply, multiple_results=False))

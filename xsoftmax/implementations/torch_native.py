@@ -440,6 +440,12 @@ _CROSS_ENTROPY = _Rule(
 linear_cross_entropy = _torch_linear.linear_cross_entropy
 
 
+def together(p: Problem, given: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
+    if getattr(given, "linear", None) is None:
+        return verb(given, *options, run=run)
+    return _torch_linear.together(given, verb, *options, run=run)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # verbs that are composed of ruled operations; rows of scale 0 may hold anything, to every order
 
