@@ -156,7 +156,7 @@ def test_memory(dtype, chunk_size):
     n, width, classes = 4096, 4, 16032
     x, factor = RNG.normal(size=(n, width)).astype(dtype), RNG.normal(size=(classes, width)).astype(dtype)
     labels = RNG.integers(classes, size=n)
-    xs.linear_cross_entropy_and_grad(x[:99], factor, labels[:99])  # compiles
+    xs.linear_cross_entropy_and_grad(x, factor, labels, chunk_size=chunk_size)  # compiles
     tracemalloc.start()
     results = xs.linear_cross_entropy_and_grad(x, factor, labels, chunk_size=chunk_size)
     _, peak = tracemalloc.get_traced_memory()
@@ -173,6 +173,17 @@ def test_plan_of_a_large_vocabulary():
     rows, classes, factors = plan(8192, 4_000_000, 4096, 4, "numpy", None, None)
     assert rows == 256
     assert 4 * (rows * classes + factors * 4096) <= 256e6
+
+
+def test_plan_of_formulas():
+    """Their temporaries have a block's size, so that blocks are a quarter as large; still 64 rows at least."""
+    large = 8192, 128_256, 512, 4
+    rows, classes, _ = plan(*large, "numpy", None, None)
+    for plans in (plan(*large, "jax", None, None), plan(*large, "torch", None, None, on_cpu=False)):
+        assert (plans.rows, plans.classes) == (170, None)
+    assert (rows, classes) == (261, None)
+    rows, classes, _ = plan(1024, 128_256, 512, 4, "jax", None, None)
+    assert (rows, classes) == (256, 1024 * 128_256 // 48 // 256)
 
 
 @pytest.mark.parametrize("library", ["dask", "ndonnx", "cubed"])

@@ -9,10 +9,10 @@ from .arrays import device_of
 Array = Any
 
 _SHARE = 12  # of all logits: with what else a block needs, at most an eighth of them
-_LEAST, _MOST = 1 << 24, 1 << 27  # bytes of the logits of a block
+_LEAST, _MOST = 1 << 24, 1 << 27  # bytes of the logits of a block; 8 MiB take 1.2 to 1.4 times as long as 128
 _FLAT = 64  # rows; a product of fewer waits for the memory of the weight
 _TALL = 256  # rows of a block that is cut by classes too
-_FORMULAS = 4  # of that, where the formulas have temporaries of a block's size: 6 to 10 under JAX
+_FORMULAS = 4  # of that, where the formulas have temporaries of a block's size: 3 to 7 under JAX
 _PART = 4  # of such a block: the linear weight, or its gradient, in one product
 
 _IN_PLACE = frozenset({"cupy", "numpy", "torch"})  # a slice is a view
@@ -28,16 +28,30 @@ class Plan(NamedTuple):
     factors: int | None
 
 
-def plan(n: Any, classes: int, width: Any, itemsize: int, library: str, rows: int | None, some: int | None) -> Plan:
-    """`rows` and `some` classes as asked for, else so many that the logits of a block have 16 to 128 MiB."""
+def plan(
+    n: Any,
+    classes: int,
+    width: Any,
+    itemsize: int,
+    library: str,
+    rows: int | None,
+    some: int | None,
+    *,
+    on_cpu: bool = True,
+) -> Plan:
+    """`rows` and `some` classes as asked for, else so many that a block's logits have their share, up to 128 MiB.
+
+    The free memory of a device is not asked for: the same call is to give the same bits.
+    """
     if not isinstance(n, int) or not isinstance(width, int):
         return Plan(None, some, None)
-    budget = min(max(n * classes * itemsize // _SHARE, _LEAST), _MOST) // itemsize
-    if library not in _KERNELS:
+    budget = max(n * classes * itemsize // _SHARE, _LEAST)
+    if library not in _KERNELS or not on_cpu:
         budget //= _FORMULAS
+    budget = min(budget, _MOST) // itemsize
     if rows is None and library not in _OWN_BLOCKS:
         rows = max(1, budget // (some or classes))
-        if some is None and rows < min(n, _FLAT) and library != "jax":
+        if some is None and rows < min(n, _FLAT):
             rows = _TALL
             some = max(1, budget // rows)
     factors = max(_TALL, budget // (_PART * max(width, 1))) if library in _IN_PLACE else None

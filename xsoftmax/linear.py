@@ -60,10 +60,11 @@ def linear_cross_entropy(
     linear_bias : array, shape ``(V,)``, optional
         Added to the logits.
     chunk_size : int or tuple (rows, classes), optional
-        Rows, or rows and classes, whose logits are made at a time. By default so many rows that their logits have a
-        twelfth of the memory of all, 16 MiB at least and 128 MiB at most (a quarter of it but for NumPy and PyTorch);
-        where fewer than 64 whole rows would fit, 256 rows and some of their classes. On JAX arrays only rows are cut;
-        dask, cubed and ndonnx arrays, which have blocks of their own or none, are cut only as asked for.
+        Rows, or rows and classes, whose logits are made at a time, at most. By default so many rows that their logits
+        have a twelfth of the memory of all (NumPy, and PyTorch on the CPU) or a forty-eighth (elsewhere, where the
+        formulas have temporaries), 16 or 4 MiB at least and 128 MiB at most, whatever memory is free; where fewer than
+        64 whole rows would fit, 256 rows and some of their classes. dask, cubed and ndonnx arrays, which have blocks of
+        their own or none, are cut only as asked for.
     where : bool array, optional
         Broadcastable to the logits ``(..., V)``.
     weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
@@ -92,8 +93,10 @@ def linear_cross_entropy(
     there on errors are those of `cross_entropy`, whatever the `chunk_size`; but products of other shapes may round
     otherwise.
 
-    PyTorch and JAX make the blocks again for each derivative. Under PyTorch these are derivatives with respect to
-    `input`, `linear_weight`, `linear_bias` and `sample_weight`, of any order and in both modes.
+    PyTorch makes the gradients of a mean or sum with the loss, where they are going to be asked for (but for float16,
+    whose gradients a scaled loss is to keep from underflow), and keeps them; autocast does not touch the products.
+    For other derivatives, and under JAX, the blocks are made again. Under PyTorch these are derivatives with respect
+    to `input`, `linear_weight`, `linear_bias` and `sample_weight`, of any order and in both modes.
 
     Examples
     --------
@@ -208,7 +211,8 @@ def _plan(given: GivenLoss, rows: int | None, classes: int | None) -> chunks.Pla
     n = math.prod(batch) if all(isinstance(size, int) for size in batch) else None
     dtype = "float32" if given.problem.dtype in HALF else given.problem.dtype
     itemsize = 4 if dtype == "float32" else 8
-    return chunks.plan(n, given.classes, width, itemsize, given.problem.library, rows, classes)
+    on_cpu = "." not in given.problem.container  # "cuda.Tensor"
+    return chunks.plan(n, given.classes, width, itemsize, given.problem.library, rows, classes, on_cpu=on_cpu)
 
 
 def _swept(

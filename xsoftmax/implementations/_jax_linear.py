@@ -179,10 +179,12 @@ def _share(call: _Call, state: State, lse: Array, z: Array) -> Array:
     return w / (state.q + state.wm)
 
 
-@_share.defjvp
 def _share_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
     y = _share(call, *primals)
     return y, y * (tangents[2] - tangents[1])
+
+
+_share.defjvp(_share_jvp)
 
 
 @_ruled
@@ -191,7 +193,6 @@ def _gradient(call: _Call, state: State, lse: Array, sum_t: Array, z: Array, t: 
     return formulas.cross_entropy_grad_of_part(z, state, t, _zeta(call, zeta), call.classes, xp=jnp)
 
 
-@_gradient.defjvp
 def _gradient_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
     (state, lse, sum_t, z, _, zeta), (_, d_lse, d_sum_t, dz, dt, d_zeta) = primals, tangents
     y, dy = jax.jvp(partial(_share, call, state), (lse, z), (d_lse, dz))
@@ -201,6 +202,9 @@ def _gradient_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
     if zeta is not None:
         d = d + 2.0 * d_zeta * lse * y
     return _gradient(call, *primals), d
+
+
+_gradient.defjvp(_gradient_jvp)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -359,8 +363,9 @@ def _back(call: _Call, block: dict[str, Any], g: Array) -> tuple[Array, Any]:
 
 
 def _rounded(given: _Given, grad_x: Array, shares: Any) -> tuple[Array, Array, Array | None]:
-    names = (given.rows["x"], given.classes["factor"], given.classes.get("bias"))
-    return tuple(
-        None if a is None else rounded(a, dtype_name(like), jnp)
-        for a, like in zip((grad_x, *shares), names, strict=True)
+    factor, bias = shares
+    return (
+        rounded(grad_x, dtype_name(given.rows["x"]), jnp),
+        rounded(factor, dtype_name(given.classes["factor"]), jnp),
+        None if bias is None else rounded(bias, dtype_name(given.classes["bias"]), jnp),
     )
