@@ -30,4 +30,4 @@ def narrowed(a: Array, dtype: Any) -> Array:
 
 def _rounded(a: Array, name: str) -> Array:
     xp = array_namespace(a)
-    return rounded(xp.asarray(a), name, xp)
+    return rounded(xp.reshape(a, tuple(a.shape)), name, xp)  # a sum may be a scalar of NumPy
