@@ -346,6 +346,19 @@ class TestOutOfCore:
             assert len(blocks) == times * group[name].nchunks
             assert sum(map(math.prod, blocks)) == times * group[name].size
 
+    @pytest.mark.parametrize("block_classes", [12, 5])
+    def test_held_blocks_do_not_grow_with_the_rows(self, out_of_core, block_classes):
+        import dask
+        from dask.order import diagnostics
+
+        def most_held(blocks):
+            lazy, _ = out_of_core.draw(out_of_core.Settings(8 * blocks, 12, 8, block_classes))
+            sums, _ = out_of_core.lazy_sums(lazy["logits"], lazy["labels"], lazy["features"])
+            _, held = diagnostics(dict(dask.optimize(sums)[0].__dask_graph__()))
+            return max(held)
+
+        assert most_held(32) < 1.5 * most_held(4)
+
     def test_a_temperature_calibrates(self, out_of_core, tmp_path, capsys):
         arguments = ["--rows", "20_000", "--classes", "20", "--output", str(tmp_path), "--store", str(tmp_path / "z")]
         results = out_of_core.main(arguments)
