@@ -314,7 +314,7 @@ class TestOutOfCore:
                 np.testing.assert_allclose(results.top_counts[i, b], expected, rtol=1e-6)
             if temperature == 1:
                 gradient = (y - hits) / settings.rows
-        # Within a block, entries of float32 and their products are added in float32.
+        # The gradient's entries are of float32, and so are the sums of products within a block.
         for found, inputs in ((results.weight_gradient, data["features"]), (results.bias_gradient, np.ones(500))):
             bound = 8 * np.finfo(np.float32).eps * np.abs(gradient.T) @ np.abs(inputs)
             np.testing.assert_array_less(np.abs(found - gradient.T @ inputs), bound)
@@ -403,3 +403,13 @@ class TestOutOfCore:
         monkeypatch.setattr(out_of_core, "one_pass", wasteful)
         with pytest.raises(SystemExit, match="above the limit of 40 MB"):
             out_of_core.main(["--rows", "500", "--classes", "12", "--memory", "40MB", "--output", str(tmp_path)])
+
+    @pytest.mark.slow
+    def test_a_worker_above_its_share_is_ended(self, out_of_core):
+        import dask.array as da
+
+        with (
+            pytest.raises(SystemExit, match="a worker held more than its share"),
+            out_of_core.cluster(1, 10**6) as compute,
+        ):
+            compute(da.random.default_rng(0).random(10**8, chunks=-1).map_blocks(np.sort).sum())
