@@ -15,7 +15,7 @@ nox.options.default_venv_backend = (
 )
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "types", "tests", "kernels", "agreement", "oldest", "examples"]
+nox.options.sessions = ["lint", "types", "tests", "kernels", "agreement", "oldest", "distributed", "examples"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
@@ -28,6 +28,7 @@ LIBRARIES = ["torch", "jax", "dask", "array-api-strict", "ndonnx", "mlx", "cubed
 SLOW = ["dask", "ndonnx"]  # 0.1 s and more a call; cubed takes still longer
 MATRIX = "tests/test_contract.py"
 CUDA = "tests/kernels/cuda"
+CLUSTER = "tests/distributed"
 EACH_OPERATION = ["softmax", "log_softmax_vjp", "cross_entropy_and_grad"]
 
 
@@ -45,8 +46,9 @@ def install(session, *names, constraints=(".ci/constraints.txt",)):
 def run_tests(session, backends, *args, x64="1"):
     """Run the tests of these backends; pytest refuses to start if one of them is not live."""
     chosen = [f"--backend={name}" for name in backends]
-    workers = ["--numprocesses=auto", "--maxprocesses=4"]
-    apart = [] if CUDA in args or session.posargs else [f"--ignore={CUDA}"]  # their session is `kernels`
+    workers = ["--numprocesses=0"] if CLUSTER in args else ["--numprocesses=auto", "--maxprocesses=4"]
+    own = [] if session.posargs else [path for path in (CUDA, CLUSTER) if path not in args]
+    apart = [f"--ignore={path}" for path in own]  # their sessions are `kernels` and `distributed`
     session.run("pytest", *workers, *chosen, *args, *apart, *session.posargs, env={"JAX_ENABLE_X64": x64})
 
 
@@ -151,6 +153,13 @@ def oldest(session):
     """The lowest versions that are supported."""
     install(session, "oldest", constraints=())
     run_tests(session, ["numpy", *STRICT, "jax", "dask"], *without_matrix(session))
+
+
+@nox.session
+def distributed(session):
+    """Dask on a cluster of several processes on this machine, of which one is killed."""
+    install(session, "dask", "distributed", "test")
+    run_tests(session, ["dask"], CLUSTER)
 
 
 @nox.session

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +25,18 @@ ELEMENTS = 2000
 FEW = 40  # classes whose derivatives by the logits, which a transformed row needs, take the oracle no second
 
 
-def failures(xb, seed):
-    """What is wrong with one random call on a backend."""
+def failures(xb, seed, place=None):
+    """What is wrong with one random call on a backend; `place(rng, a)` makes its arrays of NumPy's."""
+    place = place or partial(arranged, xb)
     rng = np.random.default_rng(seed)
     verb, dtype = str(rng.choice((*LIKE_LOGITS, *PRODUCTS, *LOSSES))), str(rng.choice(FLOATS))
     shape, axis = _shape(rng)
     arrays, options = _problem(rng, verb, dtype, shape, axis)
     if verb not in LOSSES and rng.random() < 0.2 and "where" not in options:
         options["axis"] = None if rng.random() < 0.3 else tuple({axis, int(rng.integers(-len(shape), 0))})
-    placed = {name: arranged(xb, rng, a) for name, a in arrays.items()}
-    masks = {name: arranged(xb, rng, options[name]) for name in ("where",) if name in options}
-    numbers = {name: xb.asarray(options[name]) for name in ("weight", "sample_weight") if name in options}
+    placed = {name: place(rng, a) for name, a in arrays.items()}
+    masks = {name: place(rng, options[name]) for name in ("where",) if name in options}
+    numbers = {name: place(rng, options[name]) for name in ("weight", "sample_weight") if name in options}
     function = getattr(losses if verb in LOSSES else functions, verb)
     result = function(*(placed[name] for name in POSITIONAL[verb]), **options | masks | numbers)
     found = [xb.to_numpy(part) for part in (result if isinstance(result, tuple) else (result,))]

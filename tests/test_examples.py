@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +231,170 @@ class TestLogisticRegression:
             return
         assert load("logistic_regression").main(arguments) < 1e-5
         check_picture(tmp_path / "logistic_regression.png")
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return load("large_vocabulary")
+
+
+@pytest.fixture(scope="module")
+def corpus(vocabulary):
+    return vocabulary.load_corpus(3000, 3, seed=0, evaluated=4000)
+
+
+@pytest.fixture(scope="module")
+def unigram(vocabulary, corpus):
+    model = vocabulary.CountModel(corpus.train[:, -1:], len(corpus.words))
+    model.tune(corpus.validation[:, -1:])
+    return model
+
+
+class TestLargeVocabulary:
+    def test_words_and_marks(self, vocabulary):
+        assert vocabulary.split("def f(x_1):\n\n    return 10\n") == [
+            *("def", "f", "(", "x_1", ")", ":", "⏎", "return", "10", "⏎")
+        ]  # fmt: skip
+
+    @pytest.fixture
+    def small_corpus(self, vocabulary, monkeypatch, tmp_path):
+        """Each of 40 files has a word of its own twice, and another once."""
+        for i in range(40):
+            (tmp_path / f"{i}.py").write_text(f"word{i} word{i} once{i}")
+        monkeypatch.setattr(vocabulary, "source_files", lambda: sorted(tmp_path.iterdir()))
+        return lambda seed: vocabulary.load_corpus(100, 2, seed, evaluated=100)
+
+    def test_held_out_files_are_not_seen(self, small_corpus):
+        corpus = small_corpus(0)
+        assert len(corpus.words) == 2 + 34
+        assert not any(word.startswith("once") for word in corpus.words)
+        assert len(np.unique(corpus.train[:, -1])) == 2 + 34
+        line_end = corpus.words.index("⏎")
+        for part, files in ((corpus.train, 34), (corpus.validation, 2), (corpus.held_out, 4)):
+            assert part.shape == (4 * files, 3)
+            assert files == 34 or set(part[:, -1]) == {0, line_end}
+
+    def test_seed_chooses_files(self, small_corpus):
+        chosen, same, other = small_corpus(0), small_corpus(0), small_corpus(1)
+        assert chosen.words == same.words
+        assert set(chosen.words) != set(other.words)
+        for name in ("train", "validation", "held_out"):
+            np.testing.assert_array_equal(getattr(chosen, name), getattr(same, name))
+
+    def test_counts_equal_the_formula(self, vocabulary):
+        rng = np.random.default_rng(0)
+        size, text = 6, rng.choice(5, 60, p=[0.5, 0.2, 0.15, 0.1, 0.05])  # the last word is never seen
+        bigrams = list(pairwise(text))
+        model = vocabulary.CountModel(np.asarray(bigrams), size)
+        lower, upper = model.discounts = np.asarray([[0.7, 1.1, 1.3], [0.4, 0.9, 2.5]])
+
+        def smoothed(counts, d, below):
+            discounts = [0 if c == 0 else d[min(c, 3) - 1] for c in counts]
+            total = sum(counts)
+            return [(c - e + sum(discounts) * b) / total for c, e, b in zip(counts, discounts, below, strict=True)]
+
+        continuations = smoothed([sum(v == w for _, v in set(bigrams)) for w in range(size)], lower, [1 / size] * size)
+        for u in range(5):
+            expected = smoothed([bigrams.count((u, w)) for w in range(size)], upper, continuations)
+            np.testing.assert_allclose(model.probabilities([u]), expected, rtol=1e-13)
+        np.testing.assert_allclose(model.probabilities([5]), continuations, rtol=1e-13)
+
+    @pytest.mark.parametrize("n", [1, 2, 3, 4])
+    def test_counts_sum_to_one(self, vocabulary, corpus, n):
+        model = vocabulary.CountModel(corpus.train[:, -n:], len(corpus.words))
+        before = model.cross_entropy(corpus.validation[:, -n:])
+        model.tune(corpus.validation[:, -n:])
+        assert n == 1 or model.cross_entropy(corpus.validation[:, -n:]) < before  # no word here is rare
+        rare = len(corpus.words) - 1
+        for context in (*corpus.held_out[:5, :-1], [rare, rare, rare], [rare, 1, 1]):
+            p = model.probabilities(context)
+            assert np.all(p > 0)
+            assert np.sum(p) == pytest.approx(1, abs=1e-12)
+
+    def test_training_starts_from_the_unigram_model(self, vocabulary, corpus, unigram, xb):
+        p = unigram.probabilities([])
+        model = vocabulary.LogBilinear(xb, p, 3, 8, seed=0)
+        # float32 logits of up to 15 are off by up to 5e-7
+        assert model.cross_entropy(corpus.held_out) == pytest.approx(
+            unigram.cross_entropy(corpus.held_out[:, -1:]), abs=1e-6
+        )
+        np.testing.assert_allclose(model.probabilities(corpus.held_out[0, :-1]), p, rtol=2e-6)
+
+    def test_steps_equal_dense_ones(self, vocabulary, xb):
+        """Two steps of Adagrad on the whole of E, W and b, with logits in float64 and one-hot contexts."""
+        rng = np.random.default_rng(0)
+        size, context, rate = 7, 2, 0.1
+        model = vocabulary.LogBilinear(xb, np.full(size, 1 / size), context, 4, seed=0)
+        model.weight = xb.asarray(0.5 * rng.standard_normal((size, 4)), "float32")
+        parameters = [np.float64(xb.to_numpy(a)) for a in (model.embeddings, model.weight, model.bias)]
+        sums = [0, 0, 0]
+        for windows in rng.integers(0, size - 1, (2, 12, context + 2)):  # a word more than the model sees
+            e, w, b = parameters
+            last, before, target = np.eye(size)[windows[:, [-2, -3, -1]].T]
+            contexts = np.hstack([last, before])
+            h = contexts @ e
+            logits = h @ w.T + b.T
+            y = np.exp(logits) / np.sum(np.exp(logits), axis=1, keepdims=True)
+            g = (y - target) / 12
+            gradients = contexts.T @ (g @ w), g.T @ h, g.sum(axis=0)[:, None]
+            sums = [s + np.mean(a * a, axis=1, keepdims=True) for s, a in zip(sums, gradients, strict=True)]
+            parameters = [
+                p - rate * a / np.sqrt(np.where(s > 0, s, 1))
+                for p, a, s in zip(parameters, gradients, sums, strict=True)
+            ]
+            expected = -np.mean(np.log(np.sum(y * target, axis=1)))
+            assert model.step(windows, rate) == pytest.approx(expected, rel=1e-5)
+        for ours, expected in zip((model.embeddings, model.weight, model.bias), parameters, strict=True):
+            np.testing.assert_allclose(xb.to_numpy(ours), expected, atol=1e-5)  # steps of 0.1 with float32 gradients
+
+    def test_same_seed_same_bits(self, vocabulary, corpus, unigram):
+        def losses(seed):
+            model = vocabulary.LogBilinear(xs.backend("numpy"), unigram.probabilities([]), 2, 8, seed)
+            return [loss for _, loss in vocabulary.training_steps(model, corpus.train, 2048, 2, seed)]
+
+        first = losses(0)
+        assert len(first) == 8
+        assert losses(0) == first
+        assert losses(1) != first
+
+    def test_small_run(self, vocabulary, xb, tmp_path, capsys):
+        if xb.name in vocabulary.UNFIT:
+            pytest.skip(f"the example refuses {xb.name}")
+        small = ["--words=500", "--context=2", "--dimensions=16", "--tokens=15360", "--evaluated=3000"]
+        nats = vocabulary.main(["--backend", xb.name, "--output", str(tmp_path), *small])
+        counted = {"unigram", "smoothed bigram", "smoothed 3-gram"}
+        assert nats.keys() == counted | {"learned bigram", "learned log-bilinear"}
+        assert nats["learned log-bilinear"] < nats["learned bigram"] < nats["unigram"] - 0.3
+        assert nats["smoothed 3-gram"] < nats["smoothed bigram"] < nats["learned bigram"]
+        check_picture(tmp_path / "large_vocabulary.png")
+        printed = capsys.readouterr().out
+        assert all(f"{np.exp(value):.1f}" in printed for value in nats.values())
+        assert "6 MB for the held-out positions" in printed
+
+    @pytest.mark.backend("numpy")
+    def test_more_context_beats_smoothed_bigrams(self, vocabulary, corpus, unigram):
+        size = len(corpus.words)
+        bigram = vocabulary.CountModel(corpus.train[:, -2:], size)
+        bigram.tune(corpus.validation[:, -2:])
+        model = vocabulary.LogBilinear(xs.backend("numpy"), unigram.probabilities([]), 3, 32, seed=0)
+        for _ in vocabulary.training_steps(model, corpus.train, 120_000, 1, seed=0):
+            pass
+        learned, counted = model.cross_entropy(corpus.held_out), bigram.cross_entropy(corpus.held_out[:, -2:])
+        assert np.exp(learned) < 0.95 * np.exp(counted)
+
+    @pytest.mark.parametrize(
+        "arguments, message",
+        [
+            (["--backend", "dask"], "expected an eager library"),
+            (["--words", "50001"], "50001, expected 10 to 50000"),
+            (["--tokens", "511"], "511, expected 512"),
+        ],
+    )
+    def test_unfit_arguments(self, vocabulary, arguments, message, capsys):
+        with pytest.raises(SystemExit) as error:
+            vocabulary.main(arguments)
+        assert error.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 class TestBoosting:

@@ -218,14 +218,19 @@ def log_softmax(x: Array, axes: Axes, *, xp: Any) -> Array:
     return (0.0 - distance_from_max(x, e.m, xp=xp)) - e.log_sum(xp=xp)
 
 
-def log_softmax_vjp(log_y: Array, dy: Array, axes: Axes, *, xp: Any) -> Array:
+def log_softmax_vjp(log_y: Array, dy: Array, axes: Axes, sum_dy: Array | None = None, *, xp: Any) -> Array:
     """Σ_i dy_i (δ_ij − y_j) = dy_j − y_j Σ_i dy_i"""
-    return dy - xp.exp(log_y) * total(dy, axes, xp=xp)
+    return dy - xp.exp(log_y) * (total(dy, axes, xp=xp) if sum_dy is None else sum_dy)
 
 
-def log_softmax_jvp(log_y: Array, dx: Array, axes: Axes, *, xp: Any) -> Array:
+def log_softmax_jvp(log_y: Array, dx: Array, axes: Axes, mean: Array | None = None, *, xp: Any) -> Array:
     """Σ_j (δ_ij − y_j) dx_j = dx_i − Σ_j y_j dx_j"""
-    return dx - total(xp.exp(log_y) * dx, axes, xp=xp)
+    return dx - (mean_of(log_y, dx, axes, xp=xp) if mean is None else mean)
+
+
+def mean_of(log_y: Array, v: Array, axes: Axes, *, xp: Any) -> Array:
+    """Σ_j y_j v_j"""
+    return total(xp.exp(log_y) * v, axes, xp=xp)
 
 
 def distance_from_max(x: Array, m: Array, *, xp: Any) -> Array:
@@ -240,8 +245,12 @@ def distance_from_max(x: Array, m: Array, *, xp: Any) -> Array:
 def logsumexp(x: Array, axes: Axes, *, xp: Any) -> Array:
     """log Σ_i exp(x_i) = m + log1p(q / wm)"""
     e = exponentials(x, axes, xp=xp)
-    finite = xp.isfinite(e.m)
-    return xp.where(finite, e.m + xp.where(finite, e.log_sum(xp=xp), xp.zeros_like(e.q)), e.m)
+    return _logsumexp(e.m, e.log_sum(xp=xp), xp=xp)
+
+
+def _logsumexp(m: Array, log_sum: Array, *, xp: Any) -> Array:
+    finite = xp.isfinite(m)
+    return xp.where(finite, m + xp.where(finite, log_sum, xp.zeros_like(m)), m)
 
 
 def logsumexp_gradient(x: Array, axes: Axes, *, softmax: Any, xp: Any) -> Array:
@@ -401,8 +410,12 @@ class State(NamedTuple):
         return xp.log1p(self.q / self.wm)
 
 
-def state(x: Array, t: Array, classes: int, axes: Axes, *, xp: Any) -> State:
+def state(x: Array, t: Array | None, classes: int, axes: Axes, *, xp: Any) -> State:
+    """`t` is None where no loss is asked for."""
     e = exponentials(x, axes, classes=classes, xp=xp)
+    if t is None:
+        zeros = xp.zeros_like(e.m)
+        return State(e.m, e.wm, e.q, zeros, zeros, zeros)
     zeros, at_max = xp.zeros_like(t), x == e.m
     top, others = (total(a, axes, xp=xp) for a in (xp.where(at_max, t, zeros), xp.where(at_max, zeros, t)))
     return State(e.m, e.wm, e.q, top, others, _far(x, e.m, t, axes, xp=xp))
@@ -431,16 +444,84 @@ def weight_of(x: Array, m: Array, classes: int, *, xp: Any) -> Array:
     return _shift(m, classes, xp=xp).exp(x, xp=xp)
 
 
+def softmax_of_part(x: Array, s: State, classes: int, *, xp: Any) -> Array:
+    """y at the classes x, s the state of the whole row."""
+    return _of_part(x, s, classes, xp=xp).softmax()
+
+
+def log_softmax_of_part(x: Array, s: State, *, xp: Any) -> Array:
+    return (0.0 - distance_from_max(x, s.m, xp=xp)) - s.log_sum(xp=xp)
+
+
+def logsumexp_of_state(s: State, *, xp: Any) -> Array:
+    return _logsumexp(s.m, s.log_sum(xp=xp), xp=xp)
+
+
+def _of_part(x: Array, s: State, classes: int, *, xp: Any) -> Exponentials:
+    w = xp.where(x == s.m, s.wm, weight_of(x, s.m, classes, xp=xp))
+    return Exponentials(s.m, w, s.wm, s.q)
+
+
 def cross_entropy_of_state(s: State, zeta: Array | float, *, xp: Any) -> Array:
     return _loss(s.sum_t, s.far, s.m, s.log_sum(xp=xp), zeta)
 
 
 def cross_entropy_grad_of_part(x: Array, s: State, t: Array, zeta: Array | float, classes: int, *, xp: Any) -> Array:
     """The gradient at the classes x, s the state of the whole row."""
-    w = xp.where(x == s.m, s.wm, weight_of(x, s.m, classes, xp=xp))
-    e = Exponentials(s.m, w, s.wm, s.q)
+    e = _of_part(x, s, classes, xp=xp)
     lse = s.m + s.log_sum(xp=xp)
     return _grad(e.softmax(), e.complement(xp=xp), t, s.sum_t, s.others, zeta, lse, xp=xp)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a product with the Jacobian of softmax, of a row that is read part by part
+
+
+class ProductState(NamedTuple):
+    """What some classes of a row tell of y (v − Σ y v); those at the largest y stay out of the sums."""
+
+    top: Array  # max y
+    ties: Array  # how many classes have it
+    at_top: Array  # Σ of their v
+    rest: Array  # Σ of the other y
+    product: Array  # Σ of the other y v
+
+
+def product_state(y: Array, v: Array, axes: Axes, *, xp: Any) -> ProductState:
+    top = xp.max(y, axis=axes, keepdims=True)
+    at_top, zeros = y == top, xp.zeros_like(y)
+    others = xp.where(at_top, zeros, y)
+    ties, of_top, rest, product = (
+        total(a, axes, xp=xp)
+        for a in (xp.astype(at_top, y.dtype), xp.where(at_top, v, zeros), others, xp.where(at_top, zeros, others * v))
+    )
+    return ProductState(top, ties, of_top, rest, product)
+
+
+def merged_products(a: ProductState, b: ProductState, *, xp: Any) -> ProductState:
+    above, tie, zeros = b.top > a.top, b.top == a.top, xp.zeros_like(a.top)
+    high = ProductState(*(xp.where(above, y, x) for x, y in zip(a, b, strict=True)))
+    low = ProductState(*(xp.where(above, x, y) for x, y in zip(a, b, strict=True)))
+    return ProductState(
+        xp.maximum(a.top, b.top),
+        high.ties + xp.where(tie, low.ties, zeros),
+        high.at_top + xp.where(tie, low.at_top, zeros),
+        a.rest + b.rest + xp.where(tie, zeros, low.ties * low.top),
+        a.product + b.product + xp.where(tie, zeros, low.top * low.at_top),
+    )
+
+
+def pivot_and_mean(s: ProductState, *, xp: Any) -> tuple[Array, Array]:
+    """p, the v of the class with more than half of y, if Σ y = 1 but for rounding, else 0; and Σ y (v − p)"""
+    has_pivot = (s.top > 0.5) & _sums_to_one(s.rest + s.ties * s.top, xp=xp)
+    pivot = xp.where(has_pivot, s.at_top, xp.zeros_like(s.top))
+    return pivot, xp.where(has_pivot, s.product - pivot * s.rest, s.product + s.top * s.at_top)
+
+
+def softmax_product_of_part(y: Array, v: Array, s: ProductState, *, xp: Any) -> Array:
+    """y (v − p − Σ y (v − p))"""
+    pivot, mean = pivot_and_mean(s, xp=xp)
+    return y * ((v - pivot) - mean)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def _linear_loss(
         verb, input, linear_weight, targets, linear_bias, where, weight, sample_weight, ignore_index,
         label_smoothing, temperature, softcap, z_loss, reduction, wants=wants
     )  # fmt: skip
-    return together(_swept, given, reduction, _plan(given, *checks.chunk_sizes(verb, chunk_size)))
+    return together(_swept, given, reduction, *checks.chunk_sizes(verb, chunk_size))
 
 
 def _plan(given: GivenLoss, rows: int | None, classes: int | None) -> chunks.Plan:
@@ -204,7 +204,9 @@ def _plan(given: GivenLoss, rows: int | None, classes: int | None) -> chunks.Pla
     return chunks.plan(n, given.classes, width, itemsize, given.problem.library, rows, classes)
 
 
-def _swept(given: GivenLoss, reduction: str, plan: chunks.Plan, *, run: Any) -> LinearLossAndGrad:
+def _swept(
+    given: GivenLoss, reduction: str, some_rows: int | None, some_classes: int | None, *, run: Any
+) -> LinearLossAndGrad:
     p, xp, (factor, bias) = given.problem, given.xp, given.linear or (None, None)
     batch = tuple(given.x.shape[:-1])
     w = weigh(given, reduction)
@@ -218,7 +220,7 @@ def _swept(given: GivenLoss, reduction: str, plan: chunks.Plan, *, run: Any) -> 
         bias,
         targets,
         Rows(where, weight, scale, zeta),
-        plan,
+        _plan(given, some_rows, some_classes),
         xp=xp,
     )
     loss = reduce_rows(p, loss if len(batch) == 1 else xp.reshape(loss, (*batch, 1)), w, xp=xp)

@@ -71,7 +71,9 @@ class Given(NamedTuple):
 class GivenLoss(NamedTuple):
     """Checked arguments of a loss; `targets` are labels in the widest integer dtype, or probabilities as given.
 
-    `x` are the logits; with `linear`, (linear_weight, linear_bias), what is multiplied to become them.
+    `x` are the logits; with `linear`, (linear_weight, linear_bias), what is multiplied to become them. `totals` is
+    given where these are some rows of a larger batch: what `weighing.totals` tells of all, empty if no mean is asked
+    for.
     """
 
     problem: Problem
@@ -87,6 +89,7 @@ class GivenLoss(NamedTuple):
     ignore_index: int | None
     v: Array | None = None
     linear: tuple[Array, Array | None] | None = None
+    totals: tuple[Array | int, ...] | None = None
 
 
 def on_logits(

@@ -6,9 +6,10 @@ import ctypes
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import cast
 
 _VARIABLE = "XSOFTMAX_NUM_THREADS"
@@ -54,6 +55,19 @@ def get_num_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+_is_alone: ContextVar[bool] = ContextVar("xsoftmax_is_alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work within the block stays on its thread, one of many that do the same."""
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
+
+
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
@@ -61,7 +75,7 @@ _pool_size = 0
 
 def each(work: Callable[[int], None], count: int) -> None:
     """Call `work` on 0 … count − 1, on the pool and here; the first error ends it and is raised."""
-    helpers = min(get_num_threads(), count) - 1
+    helpers = 0 if _is_alone.get() else min(get_num_threads(), count) - 1
     if helpers < 1:
         for i in range(count):
             work(i)

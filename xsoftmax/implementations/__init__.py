@@ -31,5 +31,6 @@ REGISTRY = (
     Entry("cupy_cuda", "cupy", off=_UNTRIED),
     Entry("numpy_numba", "numpy"),
     Entry("numpy_blocked", "numpy"),
+    Entry("dask_chunked", "dask"),
     Entry("array_api", "*"),
 )

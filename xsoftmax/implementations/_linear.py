@@ -120,7 +120,8 @@ class Linear:
             t = targets if self.p.labels else targets[:, block]
             some = rows._replace(where=of_classes(rows.where, block), weight=of_classes(rows.weight, block))
             place = formulas.Part(block.start, n, kept)
-            return self.run(operation, inner, z, t, some, place, *state, xp=xp)
+            out = z if overwrites(self.p.library) else None
+            return self.run(operation, inner, z, t, some, place, *state, xp=xp, out=out)
 
         states = [part("class_state", block) for block in classes]
         state = states[0]

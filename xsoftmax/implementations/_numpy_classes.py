@@ -14,21 +14,21 @@ import numpy as np
 from .. import formulas
 from ..blocks import cut
 from ..chunks import of_rows
-from ..formulas import Part, State
+from ..formulas import Part, ProductState, State
 from ..problem import Array, Problem, Rows
 from ..threads import each
 from . import array_api
 from ._linear import rows_of
 
 
-def class_state(p: Problem, x: Array, targets: Array, rows: Rows, part: Part, *, xp: Any, run: Any) -> State:
-    if _is_plain(p, rows):
+def class_state(p: Problem, x: Array, targets: Array | None, rows: Rows, part: Part, *, xp: Any, run: Any) -> State:
+    if _is_plain(p, rows, p.labels or targets is None):
         top = np.argmax(x, axis=1)
         m = np.take_along_axis(x, top[:, None], 1).astype(np.float64)
         if np.isfinite(m).all():
             loss, _ = run("cross_entropy", _of_labels(p, "loss"), x, top, Rows(), xp=xp)
             return _state(m, np.expm1(loss), x, targets, rows, part, xp)
-    state = State(*(np.empty((len(x), 1)) for _ in State._fields))
+    state = State(*(np.empty((len(x), 1), p.compute) for _ in State._fields))
 
     def work(block: slice) -> None:
         found = array_api.class_state(p, *_of_block(block, x, targets, rows, part), xp=xp, run=run)
@@ -39,9 +39,12 @@ def class_state(p: Problem, x: Array, targets: Array, rows: Rows, part: Part, *,
     return state
 
 
-def _state(m: Array, ratio: Array, x: Array, labels: Array, rows: Rows, part: Part, xp: Any) -> State:
+def _state(m: Array, ratio: Array, x: Array, labels: Array | None, rows: Rows, part: Part, xp: Any) -> State:
     """`ratio` is q / wm, of which log1p is the loss of the maximum."""
     wm = formulas.weight_of(m, m, part.classes, xp=xp)
+    if labels is None:
+        zeros = np.zeros_like(m)
+        return State(m, wm, ratio * wm, zeros, zeros, zeros)
     _, at_label, t = _at_label(x, labels, rows, part)
     at_max = at_label == m
     zeros = np.zeros_like(t)
@@ -50,22 +53,123 @@ def _state(m: Array, ratio: Array, x: Array, labels: Array, rows: Rows, part: Pa
 
 
 def class_grad(
-    p: Problem, x: Array, targets: Array, rows: Rows, part: Part, own: State, state: State, *, xp: Any, run: Any
+    p: Problem,
+    x: Array,
+    targets: Array,
+    rows: Rows,
+    part: Part,
+    own: State,
+    state: State,
+    *,
+    xp: Any,
+    run: Any,
+    out: Array | None = None,
 ) -> Array:
-    """In place of the logits."""
-    if _is_plain(p, rows) and np.isfinite(own.m).all() and np.isfinite(state.m).all():
-        return _grad(p, x, targets, rows, part, own, state, xp, run)
+    if _is_plain(p, rows, p.labels) and _are_finite(own, state):
+        return _grad(p, x, targets, rows, part, own, state, xp, run, out)
+    grad = np.empty_like(x) if out is None else out
 
     def work(block: slice) -> None:
         states = (State(*(a[block] for a in s)) for s in (own, state))
-        x[block] = array_api.class_grad(p, *_of_block(block, x, targets, rows, part), *states, xp=xp, run=run)
+        grad[block] = array_api.class_grad(p, *_of_block(block, x, targets, rows, part), *states, xp=xp, run=run)
 
     _each_block(work, x)
-    return x
+    return grad
+
+
+def class_softmax(
+    p: Problem, x: Array, where: Array | None, part: Part, own: State, state: State, *, xp: Any, run: Any
+) -> Array:
+    """The gradient of a loss whose T = 1 is at no class."""
+    rows = Rows(where)
+    if _is_plain(p, rows, True) and _are_finite(own, state):
+        nowhere, of_loss = np.full(len(x), -1), state._replace(top=0.0, others=1.0)
+        return _grad(p, x, nowhere, rows, part, own, of_loss, xp, run, None)
+    return _softmax(p, x, where, part, own, state, xp=xp, run=run)
+
+
+def _log_softmax(p: Problem, x: Array, where: Array | None, state: State, *, xp: Any, run: Any) -> Array:
+    """(x − m) − log1p(q / wm)"""
+    if not (_is_plain(p, Rows(where), True) and _are_finite(state)):
+        return array_api.class_log_softmax(p, x, where, state, xp=xp, run=run)
+    d = np.subtract(x, state.m, dtype=np.float64)
+    return np.subtract(d, state.log_sum(xp=xp), out=np.empty_like(x), casting="same_kind")
+
+
+def _product_state(p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> ProductState:
+    """One class at the largest y, whatever the others: a second one with more than half would be no probability."""
+    if not (_is_plain(p, Rows(where), True) and p.compute == "float64" and v.dtype == np.float32):
+        return array_api.class_product_state(p, y, v, where, xp=xp, run=run)
+    others, at = y.astype(np.float64), np.argmax(y, axis=1)[:, None]
+    top, of_top = (np.take_along_axis(a, at, 1).astype(np.float64) for a in (y, v))
+    np.put_along_axis(others, at, 0.0, 1)
+    rest = np.sum(others, axis=1, keepdims=True)
+    np.multiply(others, v, out=others)
+    return ProductState(top, np.ones_like(top), of_top, rest, np.sum(others, axis=1, keepdims=True))
+
+
+def _softmax_product(
+    p: Problem, y: Array, v: Array, where: Array | None, state: ProductState, *, xp: Any, run: Any
+) -> Array:
+    if not (_is_plain(p, Rows(where), True) and v.dtype == np.float32):
+        return array_api.class_softmax_product(p, y, v, where, state, xp=xp, run=run)
+    pivot, mean = formulas.pivot_and_mean(state, xp=xp)
+    d = np.subtract(v, pivot, dtype=np.float64)
+    np.subtract(d, mean, out=d)
+    return np.multiply(y, d, out=np.empty_like(y), casting="same_kind")
+
+
+def _in_blocks(work: Any) -> Any:
+    """In blocks that stay in the cache."""
+
+    def in_blocks(p: Problem, x: Array, *given: Any, xp: Any, run: Any) -> Array:
+        parts = [rows for _, rows in cut(1, *x.shape)] or [slice(0, 0)]
+
+        def result(block: slice) -> Any:
+            return work(p, x[block], *(_taken(a, block) for a in given), xp=xp, run=run)
+
+        first = result(parts[0])
+        if len(parts) == 1:
+            return first
+        arrays = first if isinstance(first, tuple) else (first,)
+        whole = [np.empty((len(x), *a.shape[1:]), a.dtype) for a in arrays]
+
+        def fill(i: int) -> None:
+            found = result(parts[i]) if i else first
+            for to, a in zip(whole, found if isinstance(found, tuple) else (found,), strict=True):
+                to[parts[i]] = a
+
+        each(fill, len(parts))
+        return type(first)(*whole) if isinstance(first, tuple) else whole[0]
+
+    return in_blocks
+
+
+def _taken(a: Any, block: slice) -> Any:
+    return type(a)(*(of_rows(one, block) for one in a)) if isinstance(a, tuple) else of_rows(a, block)
+
+
+_softmax = _in_blocks(array_api.class_softmax)
+class_log_softmax = _in_blocks(_log_softmax)
+class_product_state = _in_blocks(_product_state)
+class_softmax_product = _in_blocks(_softmax_product)
+class_sum = _in_blocks(array_api.class_sum)
+class_mean = _in_blocks(array_api.class_mean)
+class_log_softmax_vjp = _in_blocks(array_api.class_log_softmax_vjp)
+class_log_softmax_jvp = _in_blocks(array_api.class_log_softmax_jvp)
 
 
 def _grad(
-    p: Problem, x: Array, labels: Array, rows: Rows, part: Part, own: State, state: State, xp: Any, run: Any
+    p: Problem,
+    x: Array,
+    labels: Array,
+    rows: Rows,
+    part: Part,
+    own: State,
+    state: State,
+    xp: Any,
+    run: Any,
+    out: Array | None,
 ) -> Array:
     """T y_i = T (s_own / s) y_i of these classes alone; t − T y at one class of each row: the label, if it is here"""
     at, value, t = _at_label(x, labels, rows, part)
@@ -74,7 +178,7 @@ def _grad(
     scale = np.ones(()) if rows.scale is None else np.asarray(rows.scale)
     at_label = scale * formulas.cross_entropy_grad_of_part(value, state, t, 0.0, part.classes, xp=xp)
     of_others = Rows(scale=scale * state.sum_t * share)
-    _, grad = run("cross_entropy", _of_labels(p, "grad"), x, at[:, 0], of_others, xp=xp, out=x)
+    _, grad = run("cross_entropy", _of_labels(p, "grad"), x, at[:, 0], of_others, xp=xp, out=out)
     np.put_along_axis(grad, at, at_label, 1)
     return grad
 
@@ -88,18 +192,27 @@ def _at_label(x: Array, labels: Array, rows: Rows, part: Part) -> tuple[Array, A
     return at, np.take_along_axis(x, at, 1).astype(np.float64), t
 
 
-def _is_plain(p: Problem, rows: Rows) -> bool:
+def _are_finite(*states: State) -> bool:
+    return all(np.isfinite(state.m).all() for state in states)
+
+
+def _is_plain(p: Problem, rows: Rows, by_label: bool) -> bool:
     """Whether float64 has digits to spare, and nothing but labels and weights is given."""
     options = rows.where is not None or p.label_smoothing or p.softcap is not None or p.temperature != 1.0 or p.z_loss
-    return p.dtype == "float32" and p.labels and not options
+    return p.dtype == "float32" and by_label and not options
 
 
 def _of_labels(p: Problem, wants: str) -> Problem:
-    return replace(p, wants=(wants,), class_weighted=False)
+    return replace(p, wants=(wants,), labels=True, class_weighted=False)
 
 
-def _of_block(block: slice, x: Array, targets: Array, rows: Rows, part: Part) -> tuple[Any, ...]:
-    return x[block], targets[block], rows_of(rows, block), part._replace(kept=of_rows(part.kept, block))
+def _of_block(block: slice, x: Array, targets: Array | None, rows: Rows, part: Part) -> tuple[Any, ...]:
+    return (
+        x[block],
+        None if targets is None else targets[block],
+        rows_of(rows, block),
+        part._replace(kept=of_rows(part.kept, block)),
+    )
 
 
 def _each_block(work: Any, x: Array) -> None:

@@ -59,10 +59,15 @@ def log_softmax_jvp(p: Problem, log_y: Array, dx: Array, where: Array | None, *,
     return _log_product(formulas.log_softmax_jvp, p, log_y, dx, where, xp)
 
 
-def _log_product(formula: Any, p: Problem, log_y: Array, v: Array, where: Array | None, xp: Any) -> Array:
-    log_y = masked(cast(log_y, p.compute, xp), where, -math.inf, xp)
-    product = formula(log_y, masked(cast(v, p.compute, xp), where, 0.0, xp), p.axes, xp=xp)
-    return cast(masked(product, where, 0.0, xp), p.result, xp)
+def _log_product(
+    formula: Any, p: Problem, log_y: Array, v: Array, where: Array | None, xp: Any, sum_v: Array | None = None
+) -> Array:
+    log_y, v = _log_rows(p, log_y, v, where, xp)
+    return cast(masked(formula(log_y, v, p.axes, sum_v, xp=xp), where, 0.0, xp), p.result, xp)
+
+
+def _log_rows(p: Problem, log_y: Array, v: Array, where: Array | None, xp: Any) -> tuple[Array, Array]:
+    return masked(cast(log_y, p.compute, xp), where, -math.inf, xp), masked(cast(v, p.compute, xp), where, 0.0, xp)
 
 
 def cross_entropy(
@@ -81,8 +86,15 @@ def cross_entropy(
     return loss, grad
 
 
-def class_state(p: Problem, x: Array, targets: Array, rows: Rows, part: formulas.Part, *, xp: Any, run: Any) -> State:
-    """What some classes of the rows tell of their loss."""
+# of rows that are read part by part
+
+
+def class_state(
+    p: Problem, x: Array, targets: Array | None, rows: Rows, part: formulas.Part, *, xp: Any, run: Any
+) -> State:
+    """What some classes of the rows tell of their loss; of their logits alone without targets."""
+    if targets is None:
+        return formulas.state(logits(p, x, rows.where, xp), None, part.classes, p.axes, xp=xp)
     _, z, t = _capped_rows(p, x, targets, rows, xp, part)
     return formulas.state(z, t, part.classes, p.axes, xp=xp)
 
@@ -103,6 +115,54 @@ def class_grad(
     x, z, t = _capped_rows(p, x, targets, rows, xp, part)
     grad = formulas.cross_entropy_grad_of_part(z, state, t, rows.zeta, part.classes, xp=xp)
     return _of_logits(p, grad, x, rows, xp)
+
+
+def class_softmax(
+    p: Problem, x: Array, where: Array | None, part: formulas.Part, own: State, state: State, *, xp: Any, run: Any
+) -> Array:
+    y = formulas.softmax_of_part(logits(p, x, where, xp), state, part.classes, xp=xp)
+    return cast(masked(y, where, 0.0, xp), p.result, xp)
+
+
+def class_log_softmax(p: Problem, x: Array, where: Array | None, state: State, *, xp: Any, run: Any) -> Array:
+    log_y = formulas.log_softmax_of_part(logits(p, x, where, xp), state, xp=xp)
+    return rounded(masked(log_y, where, -math.inf, xp), p.result, xp)
+
+
+def class_product_state(
+    p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any
+) -> formulas.ProductState:
+    y, v = (masked(cast(a, p.compute, xp), where, 0.0, xp) for a in (y, v))
+    return formulas.product_state(y, v, p.axes, xp=xp)
+
+
+def class_softmax_product(
+    p: Problem, y: Array, v: Array, where: Array | None, state: formulas.ProductState, *, xp: Any, run: Any
+) -> Array:
+    y, v = (masked(cast(a, p.compute, xp), where, 0.0, xp) for a in (y, v))
+    return cast(formulas.softmax_product_of_part(y, v, state, xp=xp), p.result, xp)
+
+
+def class_sum(p: Problem, log_y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+    """Σ v"""
+    return formulas.total(masked(cast(v, p.compute, xp), where, 0.0, xp), p.axes, xp=xp)
+
+
+def class_mean(p: Problem, log_y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+    """Σ y v"""
+    return formulas.mean_of(*_log_rows(p, log_y, v, where, xp), p.axes, xp=xp)
+
+
+def class_log_softmax_vjp(
+    p: Problem, log_y: Array, dy: Array, where: Array | None, sum_dy: Array, *, xp: Any, run: Any
+) -> Array:
+    return _log_product(formulas.log_softmax_vjp, p, log_y, dy, where, xp, sum_dy)
+
+
+def class_log_softmax_jvp(
+    p: Problem, log_y: Array, dx: Array, where: Array | None, mean: Array, *, xp: Any, run: Any
+) -> Array:
+    return _log_product(formulas.log_softmax_jvp, p, log_y, dx, where, xp, mean)
 
 
 linear_cross_entropy = _linear.linear_cross_entropy

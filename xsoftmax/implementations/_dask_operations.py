@@ -1,0 +1,136 @@
+"""The inner operations on Dask arrays whose classes are split."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import dask.array as da
+from array_api_compat import array_namespace
+
+from .. import formulas
+from ..formulas import Part
+from ..problem import Array, Problem, Rows
+from ._dask_parts import Parts
+
+Blocks = dict[str, Any]
+
+
+def softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+    parts = Parts(p, run, x=x, where=where)
+    own, state = _states(parts)
+    return parts.each(_softmax, own, state, dtype=p.result, kept=True, name="blocks")
+
+
+def log_softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+    parts = Parts(p, run, x=x, where=where)
+    _, state = _states(parts)
+    return parts.each(_log_softmax, state, dtype=p.result, kept=True, name="blocks")
+
+
+def logsumexp(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+    parts = Parts(p, run, x=x, where=where)
+    _, state = _states(parts)
+    return parts.of_rows(formulas.logsumexp_of_state, state, p.compute).astype(p.result)
+
+
+def softmax_product(p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+    parts = Parts(p, run, x=y, v=v, where=where)
+    states = parts.each(_product_state, dtype=p.compute, kept=False, name="states")
+    state = parts.merged(states, _merged_products)
+    return parts.each(_softmax_product, state, dtype=p.result, kept=True, name="blocks")
+
+
+def log_softmax_vjp(p: Problem, log_y: Array, dy: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+    return _log_product("class_sum", "class_log_softmax_vjp", p, log_y, dy, where, run)
+
+
+def log_softmax_jvp(p: Problem, log_y: Array, dx: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+    return _log_product("class_mean", "class_log_softmax_jvp", p, log_y, dx, where, run)
+
+
+def _log_product(first: str, second: str, p: Problem, log_y: Array, v: Array, where: Array | None, run: Any) -> Array:
+    parts = Parts(p, run, x=log_y, v=v, where=where)
+    sums = parts.merged(parts.each(partial(_operation, first), dtype=p.compute, kept=False, name="sums"), _added)
+    return parts.each(partial(_operation, second), sums, dtype=p.result, kept=True, name="blocks")
+
+
+def cross_entropy(
+    p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any
+) -> tuple[Array | None, Array | None]:
+    where, weight, scale, zeta = rows
+    number = None
+    if where is not None and p.label_smoothing:
+        number = da.broadcast_to(where, x.shape).sum(axis=p.axes, keepdims=True, dtype=p.compute)
+    parts = Parts(p, run, x=x, targets=targets, where=where, weight=weight, scale=scale, zeta=zeta, number=number)
+    states = parts.each(_state, dtype=p.compute, kept=False, name="states")
+    state = parts.merged(states, partial(_merged_states, classes=parts.classes))
+    loss = grad = None
+    if "loss" in p.wants:
+        loss = parts.of_rows(formulas.cross_entropy_of_state, state, p.compute, zeta=parts.row_option("zeta"))
+    if "grad" in p.wants:
+        grad = parts.each(_grad, states, state, dtype=p.result, kept=True, name="blocks")
+    return loss, grad
+
+
+def sum_of_rows(p: Problem, a: Array) -> Array:
+    """Σ a over all axes: in each block by halving, then by a tree."""
+    whole = da.map_blocks(_sum_of_block, a, dtype=a.dtype, chunks=tuple((1,) * len(c) for c in a.chunks))
+    return whole.sum()
+
+
+def _sum_of_block(a: Array) -> Array:
+    return formulas.total(a, tuple(range(-a.ndim, 0)), xp=array_namespace(a))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# on a block
+
+
+def _states(parts: Parts) -> tuple[Array, Array]:
+    states = parts.each(_state, dtype=parts.p.compute, kept=False, name="states")
+    return states, parts.merged(states, partial(_merged_states, classes=parts.classes))
+
+
+def _rows_of(b: Blocks) -> Rows:
+    return Rows(b.get("where"), b.get("weight"), b.get("scale"), b.get("zeta", 0.0))
+
+
+def _state(p: Problem, b: Blocks, part: Part, *, xp: Any, run: Any) -> Any:
+    return run("class_state", p, b["x"], b.get("targets"), _rows_of(b), part, xp=xp)
+
+
+def _merged_states(a: Any, b: Any, classes: int) -> Any:
+    return formulas.merged(a, b, classes, xp=array_namespace(a.m))
+
+
+def _merged_products(a: Any, b: Any) -> Any:
+    return formulas.merged_products(a, b, xp=array_namespace(a.top))
+
+
+def _added(a: Array, b: Array) -> Array:
+    return a + b
+
+
+def _softmax(p: Problem, b: Blocks, part: Part, own: Any, state: Any, *, xp: Any, run: Any) -> Array:
+    return run("class_softmax", p, b["x"], b.get("where"), part, own, state, xp=xp)
+
+
+def _log_softmax(p: Problem, b: Blocks, part: Part, state: Any, *, xp: Any, run: Any) -> Array:
+    return run("class_log_softmax", p, b["x"], b.get("where"), state, xp=xp)
+
+
+def _product_state(p: Problem, b: Blocks, part: Part, *, xp: Any, run: Any) -> Any:
+    return run("class_product_state", p, b["x"], b["v"], b.get("where"), xp=xp)
+
+
+def _softmax_product(p: Problem, b: Blocks, part: Part, state: Any, *, xp: Any, run: Any) -> Array:
+    return run("class_softmax_product", p, b["x"], b["v"], b.get("where"), state, xp=xp)
+
+
+def _operation(name: str, p: Problem, b: Blocks, part: Part, *sums: Array, xp: Any, run: Any) -> Array:
+    return run(name, p, b["x"], b["v"], b.get("where"), *sums, xp=xp)
+
+
+def _grad(p: Problem, b: Blocks, part: Part, own: Any, state: Any, *, xp: Any, run: Any) -> Array:
+    return run("class_grad", p, b["x"], b["targets"], _rows_of(b), part, own, state, xp=xp)

@@ -1,0 +1,44 @@
+"""Dask arrays, block by block with the kernels of the blocks' own library; nothing is computed here.
+
+Rows that are whole in each block: the verb on each block. Classes that are split: one tree of the rows' states, then a
+pass over the blocks; what has no such states is left to the formulas on the whole arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..problem import Problem
+from . import _dask_operations, array_api
+from ._dask_records import without_empty_blocks
+from ._dask_verbs import on_blocks, splits_classes
+
+
+def refuses(problem: Problem) -> list[str]:
+    return []
+
+
+def together(p: Problem, given: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
+    given = without_empty_blocks(given._replace(problem=p))
+    if splits_classes(given):
+        return run("together", p, given, verb, *options, xp=xp, after="dask_chunked")
+    return on_blocks(given, verb, options, run)
+
+
+softmax = _dask_operations.softmax
+log_softmax = _dask_operations.log_softmax
+logsumexp = _dask_operations.logsumexp
+softmax_product = _dask_operations.softmax_product
+log_softmax_vjp = _dask_operations.log_softmax_vjp
+log_softmax_jvp = _dask_operations.log_softmax_jvp
+cross_entropy = _dask_operations.cross_entropy
+sum_of_rows = _dask_operations.sum_of_rows
+
+signed_logsumexp = array_api.signed_logsumexp
+softmax_jacobian = array_api.softmax_jacobian
+cross_entropy_hvp = array_api.cross_entropy_hvp
+cross_entropy_hessian_diag = array_api.cross_entropy_hessian_diag
+cross_entropy_from_probs = array_api.cross_entropy_from_probs
+entropy = array_api.entropy
+kl_divergence = array_api.kl_divergence
+linear_cross_entropy = array_api.linear_cross_entropy

@@ -1,0 +1,76 @@
+"""Which rows of a loss count, and the sums that a mean divides by, from labels and weights alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from . import formulas
+from .arrays import class_indices, with_axis
+
+Array = Any
+
+
+class Marks(NamedTuple):
+    """Labels with the class axis, and the rows that don't count; what is not asked for is None."""
+
+    label: Array | None
+    absent: Array | None
+    bad: Array | None
+
+
+def marked(given: Any) -> Marks:
+    """Absent: ignored, or of weight 0. Bad: a label that is no class, unless its row is absent."""
+    absent = None if given.sample_weight is None else given.sample_weight == 0.0
+    if not given.problem.labels:
+        return Marks(None, absent, None)
+    label = with_axis(given.targets, given.problem.axes[0])
+    if given.ignore_index is not None:
+        ignored = label == given.ignore_index
+        absent = ignored if absent is None else ignored | absent
+    bad = (label < 0) | (label >= given.classes)
+    return Marks(label, absent, bad if absent is None else bad & ~absent)
+
+
+def counted(given: Any, absent: Array | None, bad: Array | None) -> Array | None:
+    """s_i, 0 for the rows that don't count; None: every row counts 1."""
+    xp, s = given.xp, given.sample_weight
+    out = bad if absent is None else absent if bad is None else absent | bad
+    if out is None:
+        return s
+    ones = xp.astype(~out, getattr(xp, given.problem.compute))
+    return ones if s is None else xp.where(out, xp.zeros_like(s), s)
+
+
+def totals(
+    given: Any, label: Array | None, counts: Array | None, total: Callable[[Array], Array]
+) -> tuple[Array | int, Array | int]:
+    """Σ s_i, and what the mean divides by: of labels Σ s_i weight[label_i], of probabilities the same Σ s_i."""
+    unweighted = _number_of_rows(given, total) if counts is None else total(counts)
+    if label is None or given.weight is None:
+        return unweighted, unweighted
+    weights = _label_weight(given, label)
+    return unweighted, total(weights if counts is None else counts * weights)
+
+
+def total_of(x: Array, xp: Any) -> Array:
+    """Σ x over all axes"""
+    return xp.reshape(formulas.total(x, tuple(range(-x.ndim, 0)), xp=xp), ())
+
+
+def _number_of_rows(given: Any, total: Callable[[Array], Array]) -> Array | int:
+    """Rows of an unweighted loss; counted where the shape does not tell."""
+    axis = given.problem.axes[0]
+    sizes = [n for i, n in enumerate(given.x.shape, start=-given.x.ndim) if i != axis]
+    if all(isinstance(n, int) for n in sizes):
+        return math.prod(sizes)
+    first = given.x[(..., slice(0, 1), *(slice(None),) * (-axis - 1))]
+    return total(given.xp.astype(given.xp.ones_like(first), getattr(given.xp, given.problem.compute)))
+
+
+def _label_weight(given: Any, label: Array) -> Array:
+    """weight[label], 0 for a label that is no class."""
+    p, xp = given.problem, given.xp
+    hit = label == class_indices(given.classes, p.axes[0], xp, given.device)
+    return xp.sum(xp.where(hit, given.weight, xp.zeros_like(given.weight)), axis=p.axes[0], keepdims=True)
