@@ -280,7 +280,7 @@ def cluster(workers, memory):
 
     def compute(lazy):
         futures = client.compute(lazy)
-        progress(futures)
+        progress(futures, scheduler=client.scheduler.address)
         try:
             return client.gather(futures)
         except KilledWorker as error:
@@ -295,7 +295,7 @@ def cluster(workers, memory):
         LocalCluster(
             n_workers=workers, threads_per_worker=1, memory_limit=own + memory // workers, dashboard_address=":0"
         ) as local,
-        Client(local) as client,
+        Client(local, set_as_default=False) as client,
     ):
         client.run(xs.set_num_threads, 1)
         client.run(small_case)
@@ -393,11 +393,11 @@ def main(arguments=None):
         )
     if stored not in (None, settings):
         parser.error(f"--store {options.store} holds {stored}, expected {settings}")
-    folder = nullcontext(options.store) if options.store else tempfile.TemporaryDirectory()
 
     matplotlib.use("Agg")
     console = Console()
     small_case()
+    folder = nullcontext(options.store) if options.store else tempfile.TemporaryDirectory()
     with folder as path, (cluster if options.cluster else threads)(options.workers, options.memory) as compute:
         if stored is None:
             check_space(parser, path, settings)
