@@ -315,7 +315,7 @@ def plot(results, path):
 
     for name, style, counts, _ in series:
         rows, y, right = counts[counts[:, 1] >= 100].T
-        top.plot(y / rows, right / rows, markersize=5, label=f"{name}: ECE {calibration_error(counts):.1%}", **style)
+        top.plot(y / rows, right / rows, markersize=5, label=f"{name}: ECE {calibration_error(counts):.2%}", **style)
     top.plot([0, 1], [0, 1], color="grey", linewidth=0.8, zorder=0)
     top.set(xlim=(0, 1), ylim=(0, 1), title="The top prediction")
     top.set(xlabel="mean probability in a bin", ylabel="share that is right")
