@@ -1,6 +1,7 @@
 """Every example runs, and what it claims is true."""
 
 import importlib.util
+import math
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -417,3 +418,162 @@ class TestExportOnnx:
         values = example.run_model(tmp_path / "cross_entropy.onnx", logits, labels)
         assert values.keys() == {"loss", "grad", "probs"}
         np.testing.assert_allclose(values["probs"], xs.softmax(logits), rtol=1e-15)
+
+
+@pytest.fixture(scope="module")
+def out_of_core():
+    for name in ("dask.array", "distributed", "psutil", "zarr"):
+        pytest.importorskip(name, reason=EXTRA)
+    return load("out_of_core")
+
+
+@pytest.fixture(scope="module")
+def cluster(out_of_core):
+    with out_of_core.cluster(2, 10**9) as compute:
+        yield compute
+
+
+@pytest.fixture
+def threads(out_of_core):
+    with out_of_core.threads(2, 10**9) as compute:
+        yield compute
+
+
+class TestOutOfCore:
+    @pytest.fixture(params=["threads", pytest.param("cluster", marks=pytest.mark.slow)])
+    def compute(self, request):
+        return request.getfixturevalue(request.param)
+
+    @pytest.fixture(params=[12, 5], ids=["classes-whole", "classes-split"])
+    def settings(self, out_of_core, request):
+        return out_of_core.Settings(rows=500, classes=12, block_rows=64, block_classes=request.param)
+
+    @staticmethod
+    def stored(path):
+        import zarr
+
+        group = zarr.open_group(path, mode="r")
+        return group, {name: group[name][:] for name in ("features", "logits", "labels", "weight", "bias")}
+
+    def test_equals_numpy(self, out_of_core, compute, settings, tmp_path):
+        out_of_core.write(tmp_path, settings, compute)
+        group, data = self.stored(tmp_path)
+        results = out_of_core.one_pass(group, compute)
+
+        logits, labels = data["logits"].astype(np.float64), data["labels"]
+        hits = labels[:, None] == np.arange(settings.classes)
+        edges = 1 / (1 + np.exp(-(out_of_core.FIRST_ODDS + np.arange(1, out_of_core.BINS))))
+        for i, temperature in enumerate(out_of_core.TEMPERATURES):
+            w = np.exp(logits / temperature)
+            y = w / np.sum(w, axis=1, keepdims=True)
+            assert results.losses[i] == pytest.approx(-np.mean(np.log(y[hits])), rel=1e-7)
+            top, right = np.max(y, axis=1), np.argmax(y, axis=1) == labels
+            for b in range(out_of_core.BINS):
+                inside = np.digitize(y, edges) == b
+                parts = inside, np.where(inside, y, 0), inside & hits
+                expected = np.stack([np.sum(part, axis=0) for part in parts], axis=-1)
+                np.testing.assert_allclose(results.class_counts[i, :, b], expected, rtol=1e-6)
+                inside = np.digitize(top, edges) == b
+                expected = np.sum(inside), np.sum(top[inside]), np.sum(right[inside])
+                np.testing.assert_allclose(results.top_counts[i, b], expected, rtol=1e-6)
+            if temperature == 1:
+                gradient = (y - hits) / settings.rows
+        # The gradient's entries are of float32, and so are the sums of products within a block.
+        for found, inputs in ((results.weight_gradient, data["features"]), (results.bias_gradient, np.ones(500))):
+            bound = 8 * np.finfo(np.float32).eps * np.abs(gradient.T) @ np.abs(inputs)
+            np.testing.assert_array_less(np.abs(found - gradient.T @ inputs), bound)
+
+    def test_data_are_of_the_linear_layer(self, out_of_core, threads, settings, tmp_path):
+        out_of_core.write(tmp_path, settings, threads)
+        group, data = self.stored(tmp_path)
+        assert group["logits"].chunks == (64, settings.block_classes)
+        expected = data["features"] @ data["weight"].T + data["bias"]
+        np.testing.assert_allclose(data["logits"], expected, rtol=1e-4, atol=1e-4)
+        assert out_of_core.stored_settings(tmp_path) == settings
+
+    def test_every_block_is_read_once(self, out_of_core, threads, settings, tmp_path, monkeypatch):
+        import zarr
+
+        out_of_core.write(tmp_path, settings, threads)
+        group, read, reads = zarr.open_group(tmp_path, mode="r"), zarr.Array.__getitem__, []
+
+        def noted(array, selection):
+            values = read(array, selection)
+            reads.append((array.basename, values.shape))
+            return values
+
+        monkeypatch.setattr(zarr.Array, "__getitem__", noted)
+        out_of_core.one_pass(group, threads)
+        # Dask fuses a read with its only user, the products of features with each block of classes.
+        for name, times in {"logits": 1, "labels": 1, "features": -(-12 // settings.block_classes)}.items():
+            blocks = [shape for array, shape in reads if array == name and math.prod(shape)]
+            assert len(blocks) == times * group[name].nchunks
+            assert sum(map(math.prod, blocks)) == times * group[name].size
+
+    @pytest.mark.parametrize("block_classes", [12, 5])
+    def test_held_blocks_do_not_grow_with_the_rows(self, out_of_core, block_classes):
+        import dask
+        from dask.order import diagnostics
+
+        def most_held(blocks):
+            lazy, _ = out_of_core.draw(out_of_core.Settings(8 * blocks, 12, 8, block_classes))
+            sums, _ = out_of_core.lazy_sums(lazy["logits"], lazy["labels"], lazy["features"])
+            _, held = diagnostics(dict(dask.optimize(sums)[0].__dask_graph__()))
+            return max(held)
+
+        assert most_held(32) < 1.5 * most_held(4)
+
+    def test_a_temperature_calibrates(self, out_of_core, tmp_path, capsys):
+        arguments = ["--rows", "20_000", "--classes", "20", "--output", str(tmp_path), "--store", str(tmp_path / "z")]
+        results = out_of_core.main(arguments)
+        sharp, divided = (out_of_core.calibration_error(counts) for counts in results.top_counts)
+        assert sharp > 0.05
+        assert divided < 0.02
+        assert results.losses[1] < results.losses[0]
+        # the loss falls where the layer shrinks
+        _, data = self.stored(tmp_path / "z")
+        assert np.sum(results.weight_gradient * data["weight"]) > 0
+        check_picture(tmp_path / "out_of_core.png")
+        assert "peak memory" in capsys.readouterr().out
+
+        again = out_of_core.main(arguments)
+        assert "drawing" not in capsys.readouterr().out
+        np.testing.assert_array_equal(again.class_counts, results.class_counts)
+
+    def test_other_folders_are_kept(self, out_of_core, tmp_path, capsys):
+        note = tmp_path / "note.txt"
+        note.write_text("mine")
+        with pytest.raises(SystemExit) as error:
+            out_of_core.main(["--store", str(tmp_path)])
+        assert error.value.code == 2
+        assert "expected a folder that is new" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == [note]
+
+    def test_other_data_are_kept(self, out_of_core, threads, settings, tmp_path, capsys):
+        out_of_core.write(tmp_path, settings, threads)
+        with pytest.raises(SystemExit) as error:
+            out_of_core.main(["--store", str(tmp_path), "--rows", "600", "--classes", "12"])
+        assert error.value.code == 2
+        assert "holds Settings(rows=500" in capsys.readouterr().err
+        assert out_of_core.stored_settings(tmp_path) == settings
+
+    def test_more_memory_than_the_limit_is_an_error(self, out_of_core, tmp_path, monkeypatch):
+        one_pass = out_of_core.one_pass
+
+        def wasteful(*arguments):
+            wasteful.held = np.ones(10_000_000)
+            return one_pass(*arguments)
+
+        monkeypatch.setattr(out_of_core, "one_pass", wasteful)
+        with pytest.raises(SystemExit, match="above the limit of 40 MB"):
+            out_of_core.main(["--rows", "500", "--classes", "12", "--memory", "40MB", "--output", str(tmp_path)])
+
+    @pytest.mark.slow
+    def test_a_worker_above_its_share_is_ended(self, out_of_core):
+        import dask.array as da
+
+        with (
+            pytest.raises(SystemExit, match="a worker held more than its share"),
+            out_of_core.cluster(1, 10**6) as compute,
+        ):
+            compute(da.random.default_rng(0).random(10**8, chunks=-1).map_blocks(np.sort).sum())
