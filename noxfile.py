@@ -29,6 +29,10 @@ SLOW = ["dask", "ndonnx"]  # 0.1 s and more a call; cubed takes still longer
 MATRIX = "tests/test_contract.py"
 CUDA = "tests/kernels/cuda"
 CLUSTER = "tests/distributed"
+VALUES = [  # tests of the mathematics and of the tools around it, which no other Python changes
+    *(f"tests/{name}" for name in ("implementations", "kernels", "verify")),
+    *(f"tests/test_{name}.py" for name in ("accuracy_cases", "benchmarks", "formulas", "gpu_benchmarks", "properties")),
+]
 EACH_OPERATION = ["softmax", "log_softmax_vjp", "cross_entropy_and_grad"]
 
 
@@ -96,7 +100,7 @@ def test_cupy(session, version):
     ],
 )
 def tests(session, library):
-    """Every test of one backend; `numba` are those of NumPy with Numba's kernels."""
+    """Every test of one backend; `numba` are those of NumPy with Numba's kernels; other Pythons: all but values."""
     if library == "cupy":
         version, reason = cuda_driver()
         if not version:
@@ -113,7 +117,11 @@ def tests(session, library):
         # without AVX-512, whatever this machine has
         session.env["NUMBA_CPU_NAME"] = "haswell"
         session.env["NUMBA_CPU_FEATURES"] = "+avx2,+fma,-avx512f"
-        run_tests(session, ["numpy"], MATRIX, "tests/implementations/test_numpy_rows.py")
+        each = f"-k={_float32(EACH_OPERATION)} or test_numpy_rows"
+        run_tests(session, ["numpy"], MATRIX, "tests/implementations/test_numpy_rows.py", each)
+    elif session.python != HERE:
+        install(session, library, "cli", "test")
+        run_tests(session, ["numpy"], *without_matrix(session), *(f"--ignore={path}" for path in VALUES))
     else:
         install(session, library, "cli", "test")
         run_tests(session, flavours(library), *without_matrix(session))
