@@ -11,7 +11,7 @@ _RNG = np.random.default_rng(3)
 
 
 class Arrays(NamedTuple):
-    """Logits, a direction, probabilities and others, labels, weights of rows and of classes, a mask, a linear weight."""
+    """Logits, a direction, probabilities and others, labels, weights of rows and of classes, a mask, and a matrix."""
 
     x: Any
     v: Any
