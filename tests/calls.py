@@ -11,7 +11,7 @@ _RNG = np.random.default_rng(3)
 
 
 class Arrays(NamedTuple):
-    """Logits, a direction, probabilities and others, labels, weights of rows and of classes, a mask."""
+    """Logits, a direction, probabilities and others, labels, weights of rows and of classes, a mask, and a matrix."""
 
     x: Any
     v: Any
@@ -21,6 +21,7 @@ class Arrays(NamedTuple):
     s: Any
     w: Any
     mask: Any
+    factor: Any
 
 
 ARRAYS = Arrays(
@@ -32,6 +33,7 @@ ARRAYS = Arrays(
     np.array([1.0, 2.0, 0.5, 1.0], np.float32),
     np.array([1.0, 2.0, 0.5, 1.0, 3.0, 0.25], np.float32),
     _RNG.random(SHAPE) < 0.8,
+    np.eye(CLASSES, dtype=np.float32)[::-1] / 2,  # no product for the logits rounds
 )
 
 CALLS = {
@@ -48,6 +50,10 @@ CALLS = {
     "cross_entropy_and_grad": lambda a: xs.cross_entropy_and_grad(a.x, a.labels, weight=a.w, z_loss=0.1),
     "cross_entropy_hvp": lambda a: xs.cross_entropy_hvp(a.x, a.labels, a.v, softcap=9.0),
     "cross_entropy_grad_and_hessian_diag": lambda a: xs.cross_entropy_grad_and_hessian_diag(a.x, a.q, weight=a.w),
+    "linear_cross_entropy": lambda a: xs.linear_cross_entropy(a.x, a.factor, a.labels),
+    "linear_cross_entropy_and_grad": lambda a: xs.linear_cross_entropy_and_grad(
+        a.v, a.factor, a.labels, linear_bias=a.w, sample_weight=a.s
+    ),
     "cross_entropy_from_probs": lambda a: xs.cross_entropy_from_probs(a.q, a.labels, sample_weight=a.s),
     "entropy": lambda a: xs.entropy(a.q),
     "kl_divergence": lambda a: xs.kl_divergence(a.q, a.p),

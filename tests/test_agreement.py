@@ -33,29 +33,54 @@ def general(result):
     return np.maximum(Y * Q.sum(axis=-1, keepdims=True), Q)
 
 
+TWICE = 2.0 * np.eye(10)[::-1]  # the linear weight: logits are 2 x, in reverse, and round nothing
+Y_TWICE = np.exp(2.0 * X, dtype=np.float64) / np.exp(2.0 * X, dtype=np.float64).sum(axis=-1, keepdims=True)
+G_TWICE = abs(Y_TWICE[:, ::-1] - np.eye(10)[LABELS])
+
+
+def input_terms(result):
+    """Of a gradient of the input Σ |terms| times their number: half an ulp of it is the product's own error."""
+    return 10 * G_TWICE @ TWICE
+
+
+def weight_terms(result):
+    return len(X) * G_TWICE.T @ abs(X)
+
+
+def linear_loss(x, v, t, q, w):
+    return xs.linear_cross_entropy(x, w, t, chunk_size=20, reduction="none")
+
+
+def linear_gradients(x, v, t, q, w):
+    return xs.linear_cross_entropy_and_grad(x, w, t, chunk_size=20, reduction="sum")
+
+
 # verb and options, the line of the contract, and the magnitude whose ulp is its unit
 CALLS = {
-    "softmax": (lambda x, v, t, q: xs.softmax(x), "softmax", itself),
-    "log_softmax": (lambda x, v, t, q: xs.log_softmax(x), "log_softmax", itself),
-    "logsumexp": (lambda x, v, t, q: xs.logsumexp(x), "logsumexp", magnitude),
-    "loss": (lambda x, v, t, q: xs.cross_entropy(x, t, reduction="none"), "cross_entropy", itself),
-    "loss, probabilities": (lambda x, v, t, q: xs.cross_entropy(x, q, reduction="none"), "cross_entropy", itself),
-    "gradient": (lambda x, v, t, q: xs.cross_entropy_grad(x, t, reduction="none"), "gradient", itself),
+    "softmax": (lambda x, v, t, q, w: xs.softmax(x), "softmax", itself),
+    "log_softmax": (lambda x, v, t, q, w: xs.log_softmax(x), "log_softmax", itself),
+    "logsumexp": (lambda x, v, t, q, w: xs.logsumexp(x), "logsumexp", magnitude),
+    "loss": (lambda x, v, t, q, w: xs.cross_entropy(x, t, reduction="none"), "cross_entropy", itself),
+    "loss, probabilities": (lambda x, v, t, q, w: xs.cross_entropy(x, q, reduction="none"), "cross_entropy", itself),
+    "gradient": (lambda x, v, t, q, w: xs.cross_entropy_grad(x, t, reduction="none"), "gradient", itself),
     "gradient, probabilities": (
-        lambda x, v, t, q: xs.cross_entropy_grad(x, q, reduction="none"),
+        lambda x, v, t, q, w: xs.cross_entropy_grad(x, q, reduction="none"),
         "general_gradient",
         general,
     ),
-    "hvp": (lambda x, v, t, q: xs.cross_entropy_hvp(x, t, v, reduction="none"), "vector_product", product),
+    "hvp": (lambda x, v, t, q, w: xs.cross_entropy_hvp(x, t, v, reduction="none"), "vector_product", product),
     "hessian diagonal": (
-        lambda x, v, t, q: xs.cross_entropy_grad_and_hessian_diag(x, t, reduction="none")[1],
+        lambda x, v, t, q, w: xs.cross_entropy_grad_and_hessian_diag(x, t, reduction="none")[1],
         "hessian_diag",
         itself,
     ),
+    "linear loss": (linear_loss, "cross_entropy", itself),
+    "linear gradient, input": (lambda *arrays: linear_gradients(*arrays)[1], "linear_gradient", input_terms),
+    "linear gradient, weight": (lambda *arrays: linear_gradients(*arrays)[2], "linear_gradient", weight_terms),
 }
 
 
-LABELLED = ("loss", "gradient", "hvp", "hessian diagonal")
+LABELLED = ("loss", "gradient", "hvp", "hessian diagonal", *(call for call in CALLS if call.startswith("linear")))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -66,8 +91,8 @@ def test_backends_agree(live_backends, call, dtype):
     for xb in live_backends:
         if dtype not in xb.dtypes() or (call in LABELLED and not hasattr(xb.xp, "arange")):
             continue  # class indices need a range, and a library without one is told so
-        x, v, q = (xb.asarray(a, dtype=dtype) for a in (X, V, Q))
-        found = xb.to_numpy(compute(x, v, xb.asarray(LABELS), q))
+        x, v, q, w = (xb.asarray(a, dtype=dtype) for a in (X, V, Q, TWICE))
+        found = xb.to_numpy(compute(x, v, xb.asarray(LABELS), q, w))
         assert found.dtype == dtype
         bound = Arithmetic(dtype, xb.float64, xb.flushes_subnormals).bound(kind)
         results[xb.name] = found.astype(np.float64), bound

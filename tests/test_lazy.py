@@ -65,7 +65,8 @@ def in_dask(a, chunks, unknown):
 @VERBS
 @pytest.mark.parametrize("chunks", [(ROWS, CLASSES), (2, CLASSES), (3, 4)], ids=["one", "rows", "both"])
 def test_dask(chunks, verb):
-    arrays = Arrays(*(in_dask(a, chunks if a.shape[0] == ROWS else chunks[1:], False) for a in ARRAYS))
+    by_class = (chunks[1],) * 2
+    arrays = Arrays(*(in_dask(a, chunks if a.shape[0] == ROWS else by_class, False) for a in ARRAYS))
     found = parts(lazily(CALLS[verb], arrays))
     check([part.compute() for part in found], verb)
 
@@ -74,7 +75,7 @@ def test_dask(chunks, verb):
 @VERBS
 def test_dask_rows_of_unknown_number(verb):
     rowwise = [a.shape[0] == ROWS for a in ARRAYS]
-    arrays = Arrays(*(in_dask(a, (2, CLASSES) if r else (CLASSES,), r) for a, r in zip(ARRAYS, rowwise, strict=True)))
+    arrays = Arrays(*(in_dask(a, (2 if r else CLASSES, CLASSES), r) for a, r in zip(ARRAYS, rowwise, strict=True)))
     found = parts(lazily(CALLS[verb], arrays))
     check([part.compute() for part in found], verb)
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -201,3 +202,18 @@ def test_processors_taken_away_since(monkeypatch):
     done = []
     threads.each(done.append, 4)
     assert sorted(done) == [0, 1, 2, 3]
+
+
+def test_a_helper_that_was_not_needed_holds_nothing():
+    """It stays with the pool while that is busy."""
+    xs.set_num_threads(2)
+    free = threading.Event()
+    threads._submitted(free.wait, 1)
+    held = np.zeros(3)
+    there = weakref.ref(held)
+    try:
+        threads.each(lambda i, held=held: None, 2)
+        del held
+        assert there() is None
+    finally:
+        free.set()

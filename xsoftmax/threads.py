@@ -100,8 +100,13 @@ def each(work: Callable[[int], None], count: int) -> None:
     finally:
         waiting = [future for future in futures if not future.cancel()]  # a helper that has not begun is not needed
         errors = [error for future in waiting if (error := future.exception()) is not None]
+        work = _no_work  # the pool forgets a helper when it gets to it, and until then would hold the arrays
     for error in errors:
         raise error
+
+
+def _no_work(i: int) -> None:
+    """What is left to a helper that comes too late."""
 
 
 def _submitted(take: Callable[[], None], helpers: int) -> list[Future[None]]:

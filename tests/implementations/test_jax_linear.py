@@ -118,6 +118,13 @@ def test_loss_and_gradients(given, traced, chunk_size):
     assert_same(tuple(found), (loss, g @ factor, g.T @ x, g.sum(axis=0)))
 
 
+def test_as_wide_as_there_are_classes(given):
+    (x, *_), labels = given
+    factor = jax.numpy.eye(D)
+    found = xs.linear_cross_entropy(x, factor, labels % D, chunk_size=(2, 1))
+    assert_same(found, xs.cross_entropy(x, labels % D))
+
+
 @BOTH
 def test_gradients_have_derivatives(given, chunk_size):
     (x, factor, bias, _), labels = given

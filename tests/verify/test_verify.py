@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from xsoftmax import functions, losses
+from xsoftmax import functions, linear, losses
 from xsoftmax.backends import Backend, backend
 from xsoftmax.verify import DTYPES, VERBS, Result, plan, summarise, verify
 from xsoftmax.verify.cases import FLOATS, POSITIONAL, cases
@@ -26,7 +26,7 @@ def summary(xb, **options):
 
 def plant(monkeypatch, verb, wrong):
     """Replace a verb by one that calls the right one and spoils its result."""
-    module = losses if hasattr(losses, verb) else functions
+    module = next(module for module in (losses, functions, linear) if hasattr(module, verb))
     right = getattr(module, verb)
     monkeypatch.setattr(module, verb, lambda *arrays, **options: wrong(right, *arrays, **options))
 
@@ -79,6 +79,43 @@ def test_wrong_loss(numpy_backend, monkeypatch, name):
     row = summary(numpy_backend, verbs=["cross_entropy"], dtypes=["float32"])
     assert not row.ok
     assert row.failures
+
+
+def naive(x, factor, bias, labels):
+    """Gradient of the logits from y − 1, which is 0 where the label is certain."""
+    y = functions.softmax(x @ factor.T + bias)
+    return y - np.eye(len(factor), dtype=x.dtype)[labels]
+
+
+WRONG_LINEAR = {
+    ("grad_input", "y − 1"): lambda x, w, t, found, bias: naive(x, w, bias, t) @ w,
+    ("grad_input", "a class missing"): lambda x, w, t, found, bias: (
+        found.grad_input - naive(x, w, bias, t)[:, :1] * w[0]
+    ),
+    ("grad_linear_weight", "a block missing"): lambda x, w, t, found, bias: (
+        found.grad_linear_weight - naive(x, w, bias, t)[-3:].T @ x[-3:]
+    ),
+    ("grad_linear_weight", "scaled twice"): lambda x, w, t, found, bias: found.grad_linear_weight / len(x),
+    ("grad_linear_bias", "of one row"): lambda x, w, t, found, bias: naive(x, w, bias, t)[0],
+    ("grad_linear_bias", "forgotten"): lambda x, w, t, found, bias: np.zeros_like(bias),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LINEAR, ids=": ".join)
+def test_wrong_gradient_of_a_linear_loss(numpy_backend, monkeypatch, name):
+    part, _ = name
+
+    def wrong(right, x, factor, targets, *, linear_bias, **options):
+        found = right(x, factor, targets, linear_bias=linear_bias, **options)
+        if targets.ndim == 2:
+            return found
+        value = WRONG_LINEAR[name](x, factor, targets, found, linear_bias).astype(x.dtype)
+        return found._replace(**{part: value})
+
+    plant(monkeypatch, "linear_cross_entropy_and_grad", wrong)
+    for verb in (verb for verb in VERBS if verb.startswith("linear_cross_entropy_and_grad.")):
+        row = summary(numpy_backend, verbs=[verb], dtypes=["float32"])
+        assert row.ok == (not verb.endswith(part))
 
 
 def test_a_warning_is_a_failure(numpy_backend, monkeypatch):

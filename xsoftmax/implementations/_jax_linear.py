@@ -28,6 +28,7 @@ from ._linear import Results, finite, of_nothing
 
 _ruled = partial(jax.custom_jvp, nondiff_argnums=(0,))
 _made_again = partial(jax.checkpoint, prevent_cse=False)
+_WIDE = ("targets", "d_targets", "where")  # of rows, those that have all classes
 
 
 class _Given(NamedTuple):
@@ -57,14 +58,12 @@ class _Call(NamedTuple):
 
         def of_block(rows: Any, classes: Any, found: Any) -> Any:
             start, width = classes["start"][0], len(classes["start"])
-            cut = {k: jax.lax.dynamic_slice_in_dim(a, start, width, 1) for k, a in rows.items() if self._is_wide(a)}
+            wide = (k for k in _WIDE if k in rows and rows[k].ndim == 2 and rows[k].shape[1] != 1)
+            cut = {k: jax.lax.dynamic_slice_in_dim(rows[k], start, width, 1) for k in wide}
             return step({**classes, **rows, **cut, "start": start}, found)
 
         classes = {**classes, "start": jnp.arange(self.classes)}
         return sweep(of_block, rows, classes, found, self.height, self.width)
-
-    def _is_wide(self, a: Any) -> bool:
-        return getattr(a, "ndim", 0) == 2 and a.shape[1] == self.classes > 1
 
     def total(self, a: Array) -> Array:
         return formulas.total(a, (-1,), xp=jnp)

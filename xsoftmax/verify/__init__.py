@@ -184,7 +184,10 @@ def _call(backend: Backend, verb: str, case: Case, default_float: str, jit: bool
         name: _convert(backend, value, case, default_float) for name, value in case.options.items() if name in _ARRAYS
     }
     static = {name: value for name, value in case.options.items() if name not in _ARRAYS}
+    verb, _, part = verb.partition(".")
     result = _function(verb, tuple(static.items()), jit)(*arrays, **named)
+    if part:
+        result = getattr(result, part)
     return [backend.to_numpy(part) for part in (result if isinstance(result, tuple) else (result,))]
 
 

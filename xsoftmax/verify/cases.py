@@ -33,7 +33,7 @@ POSITIONAL = {
     "cross_entropy_and_grad": ("logits", "targets"),
     "cross_entropy_hvp": ("logits", "targets", "v"),
     "cross_entropy_grad_and_hessian_diag": ("logits", "targets"),
-    "linear_cross_entropy": ("input", "linear_weight", "targets"),
+    **dict.fromkeys(FAMILIES["linear"], ("input", "linear_weight", "targets")),
     "cross_entropy_from_probs": ("probs", "targets"),
     "entropy": ("p",),
     "kl_divergence": ("p", "q"),
@@ -222,18 +222,22 @@ def _losses(dtype: str) -> Iterator[Case]:
 
 
 def _linear(dtype: str) -> Iterator[Case]:
-    """Whole numbers, and one factor for each class that is a power of two: no product rounds."""
+    """Whole numbers, and one factor for each class that is a power of two: no product for the logits rounds."""
     verbs, rng = FAMILIES["linear"], generator("linear")
     whole = {"input": rng.integers(-4, 5, SHAPE), "linear_weight": rng.integers(-3, 4, (7, CLASSES))}
     whole = {name: a.astype(numpy_dtype(dtype)) for name, a in whole.items()}
     labels = {"targets": rng.integers(7, size=ROWS)}
-    options = {"linear_bias": np.arange(7).astype(numpy_dtype(dtype)), "chunk_size": (7, 3)}
+    soft = {"targets": rng.dirichlet(np.ones(7), size=ROWS).astype(numpy_dtype(dtype))}
+    bias, sample_weight = np.arange(7), np.resize([0.5, 1, 2, 0, 1.25], ROWS)
+    options = {"linear_bias": bias.astype(numpy_dtype(dtype)), "chunk_size": (7, 3)}
     yield Case("linear, whole numbers", dtype, verbs, {**whole, **labels}, options)
+    options = {**options, "sample_weight": sample_weight.astype(numpy_dtype(dtype)), "z_loss": 0.5}
+    yield Case("linear, whole numbers, probabilities", dtype, verbs, {**whole, **soft}, options)
     x = block("margins", dtype)
     factor = np.eye(CLASSES)[::-1] * 2.0 ** np.array([0, 1, 0, 1, 0, 1])[:, None]
     single = {"input": x, "linear_weight": factor.astype(x.dtype), "targets": np.arange(ROWS) % CLASSES}
     for size in (None, (5, 1)):
-        options = {"chunk_size": size, "reduction": "none"}
+        options = {"linear_bias": np.zeros(CLASSES, x.dtype), "chunk_size": size, "reduction": "none"}
         yield Case(f"linear, margins, chunks of {size}", dtype, verbs, single, options)
 
 

@@ -28,6 +28,7 @@ CONTRACT: dict[str, tuple[float | None, ...]] = {
     "hessian_diag": (1, 1, 1, 8, 6),
     "vector_product": (1, 1, 1, 8, 6),  # of y_i(|v_i| + Σ y|v|)
     "jacobian": (1, 1, 1, 8, 6),
+    "linear_gradient": (1, 1, 2, 8, 6),  # g @ w and gᵀ @ x, of n Σ |terms|: half of one is the product's, in any order
     "divergence": (1, 1, 1, 8, 6),  # of Σ |terms|
     "sum of softmax": (None, None, 1, 2, 2),  # Σ softmax − 1, in eps
     "row sum of gradient": (None, None, 2, 4, 4),  # in ulp(max |g|)

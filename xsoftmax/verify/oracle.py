@@ -43,7 +43,12 @@ FAMILIES = {
         "cross_entropy_hvp",
         "cross_entropy_grad_and_hessian_diag",
     ),
-    "linear": ("linear_cross_entropy",),
+    "linear": (
+        "linear_cross_entropy",
+        "linear_cross_entropy_and_grad.grad_input",
+        "linear_cross_entropy_and_grad.grad_linear_weight",
+        "linear_cross_entropy_and_grad.grad_linear_bias",
+    ),
     "from_probs": ("cross_entropy_from_probs",),
     "entropy": ("entropy",),
     "kl_divergence": ("kl_divergence",),
@@ -298,7 +303,7 @@ def _cross_entropy(
 
 
 def _linear(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
-    """Of inputs whose logits are exact in their dtype, so that no product rounds."""
+    """Of inputs whose logits are exact in their dtype, so that no product for them rounds."""
     of_logits = {name: value for name, value in options.items() if name not in ("linear_bias", "chunk_size")}
     x, factor = (_floating(arrays[name], default_float) for name in ("input", "linear_weight"))
     exact = as_float64(x) @ as_float64(factor).T + as_float64(options.get("linear_bias", np.zeros(())))
@@ -306,7 +311,35 @@ def _linear(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...
     if not np.array_equal(as_float64(logits), exact):
         raise ValueError("linear_cross_entropy: the case's logits are not exact in their dtype")
     of_whole = {"logits": logits, "targets": arrays["targets"]}
-    return {"linear_cross_entropy": _cross_entropy(of_whole, of_logits, default_float, verbs)["cross_entropy"]}
+    results = _cross_entropy(of_whole, of_logits, default_float, verbs)
+    (grad,) = results["cross_entropy_grad"]
+    ones = np.ones((len(x), 1), x.dtype)
+    verb = "linear_cross_entropy_and_grad"
+    return {
+        "linear_cross_entropy": results["cross_entropy"],
+        f"{verb}.grad_input": (_product(grad, grad.index, factor),),
+        f"{verb}.grad_linear_weight": (_product(grad, grad.index.T, x),),
+        f"{verb}.grad_linear_bias": (_product(grad, grad.index.T, ones, (len(factor),)),),
+    }
+
+
+def _product(grad: Exact, index: np.ndarray, other: np.ndarray, shape: tuple[int, ...] | None = None) -> Exact:
+    """g @ other in units of n Σ |terms|: sums of n terms in any order are off by half an ulp of these at most."""
+    result = Exact("linear_gradient", other.dtype.name)
+    columns = [[MP.mpf(a) for a in column] for column in as_float64(other).T.tolist()]
+    with MP.workprec(400):
+        for codes in index.tolist():
+            row, units = [grad.values[code] for code in codes], [grad.units[code] for code in codes]
+            slack = [grad.slack[code].get("underflowing sums", ZERO) for code in codes]
+            for column in columns:
+                size = [abs(a) for a in column]
+                result.add(
+                    MP.fsum(g * a for g, a in zip(row, column, strict=True)),
+                    len(codes) * MP.fsum(u * a for u, a in zip(units, size, strict=True)),
+                    **{"underflowing sums": MP.fsum(s * a for s, a in zip(slack, size, strict=True))},
+                )
+    result.index = np.arange(len(result.values)).reshape(shape or (len(index), len(columns)))
+    return result
 
 
 def _from_probs(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
