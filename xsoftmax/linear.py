@@ -84,7 +84,7 @@ def linear_cross_entropy(
         the above.
     NotImplementedError
         If a derivative of PyTorch asks for more than those with respect to `input`, `linear_weight`, `linear_bias` and
-        `sample_weight`.
+        `sample_weight`; or if `chunk_size` is given for a DTensor, whose logits are made as one block.
 
     Notes
     -----
