@@ -28,6 +28,7 @@ from ._dask_records import (
 )
 
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
+_FAN_IN = 16  # numbers that are added at a time; a task costs more than they do
 _BROADCAST = ("where", "weight", "sample_weight")
 
 
@@ -160,7 +161,7 @@ def _with_totals(
         adjust_chunks=dict.fromkeys(rows, 1),
         new_axes={place: 2},
     )
-    totals = counts.sum(axis=tuple(range(len(rows)))) if rows else counts
+    totals = counts.sum(axis=tuple(range(len(rows))), split_every=_FAN_IN) if rows else counts
     return record, found | {"totals": Leaf(totals, (place,))}
 
 
@@ -253,7 +254,8 @@ def _dtype(task: _Task, result: _Result) -> Any:
 def _joined(parts: Array, result: _Result, rows: list[int]) -> Array:
     if not result.summed:
         return parts
-    whole = parts.sum(axis=tuple(range(len(rows)))) if rows else parts
+    fan_in = None if result.axes else _FAN_IN
+    whole = parts.sum(axis=tuple(range(len(rows))), split_every=fan_in) if rows else parts
     return narrowed(whole, result.dtype)
 
 
