@@ -106,6 +106,15 @@ def test_whole_classes_of_unknown_number():
     np.testing.assert_array_equal(xs.logsumexp(x).compute(), xs.logsumexp(X))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("chunks", [(2, 30), (4, 7)], ids=["rows", "classes"])
+def test_a_label_out_of_range_makes_its_row_nan(chunks, dtype):
+    x, labels = da.from_array(X[:4].astype(dtype), chunks=chunks), da.from_array(np.array([0, 30, -1, 3]), chunks=2)
+    loss, grad = dask.compute(*xs.cross_entropy_and_grad(x, labels, reduction="none"), scheduler="synchronous")
+    np.testing.assert_array_equal(np.isnan(loss), [False, True, True, False])
+    np.testing.assert_array_equal(np.isnan(grad), np.isnan(loss)[:, None] & np.ones(30, bool))
+
+
 def test_blocks_without_rows():
     x, labels = da.from_array(X, chunks=((0, 10, 0, 14), 30)), da.from_array(LABELS, chunks=((0, 10, 0, 14),))
     found, expected = xs.cross_entropy_and_grad(x, labels), xs.cross_entropy_and_grad(X, LABELS)

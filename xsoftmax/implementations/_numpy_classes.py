@@ -83,8 +83,8 @@ def class_softmax(
     """The gradient of a loss whose T = 1 is at no class."""
     rows = Rows(where)
     if _is_plain(p, rows, True) and _are_finite(own, state):
-        nowhere, of_loss = np.full(len(x), -1), state._replace(top=0.0, others=1.0)
-        return _grad(p, x, nowhere, rows, part, own, of_loss, xp, run, None)
+        of_loss = state._replace(top=0.0, others=1.0)
+        return _grad(p, x, None, rows, part, own, of_loss, xp, run, None)
     return _softmax(p, x, where, part, own, state, xp=xp, run=run)
 
 
@@ -98,7 +98,7 @@ def _log_softmax(p: Problem, x: Array, where: Array | None, state: State, *, xp:
 
 def _product_state(p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> ProductState:
     """One class at the largest y, whatever the others: a second one with more than half would be no probability."""
-    if not (_is_plain(p, Rows(where), True) and p.compute == "float64" and v.dtype == np.float32):
+    if not (_is_plain(p, Rows(where), True) and y.dtype == v.dtype == np.float32):
         return array_api.class_product_state(p, y, v, where, xp=xp, run=run)
     others, at = y.astype(np.float64), np.argmax(y, axis=1)[:, None]
     top, of_top = (np.take_along_axis(a, at, 1).astype(np.float64) for a in (y, v))
@@ -111,7 +111,7 @@ def _product_state(p: Problem, y: Array, v: Array, where: Array | None, *, xp: A
 def _softmax_product(
     p: Problem, y: Array, v: Array, where: Array | None, state: ProductState, *, xp: Any, run: Any
 ) -> Array:
-    if not (_is_plain(p, Rows(where), True) and v.dtype == np.float32):
+    if not (_is_plain(p, Rows(where), True) and y.dtype == v.dtype == np.float32):
         return array_api.class_softmax_product(p, y, v, where, state, xp=xp, run=run)
     pivot, mean = formulas.pivot_and_mean(state, xp=xp)
     d = np.subtract(v, pivot, dtype=np.float64)
@@ -162,7 +162,7 @@ class_log_softmax_jvp = _in_blocks(array_api.class_log_softmax_jvp)
 def _grad(
     p: Problem,
     x: Array,
-    labels: Array,
+    labels: Array | None,
     rows: Rows,
     part: Part,
     own: State,
@@ -183,12 +183,20 @@ def _grad(
     return grad
 
 
-def _at_label(x: Array, labels: Array, rows: Rows, part: Part) -> tuple[Array, Array, Array]:
-    """Place, logit and t of the label, each (n, 1); where it is not here, of the first class, with t = 0."""
+def _at_label(x: Array, labels: Array | None, rows: Rows, part: Part) -> tuple[Array, Array, Array]:
+    """Place, logit and t of the label, each (n, 1); where it is not here, of the first class, with t = 0.
+
+    A label that is no class: t = nan.
+    """
+    if labels is None:
+        first = x[:, :1].astype(np.float64)
+        return np.zeros(first.shape, np.int64), first, np.zeros_like(first)
     at = labels[:, None] - part.start
     here = (at >= 0) & (at < x.shape[1])
     at = np.where(here, at, 0)
     t = here.astype(np.float64) if rows.weight is None else np.where(here, rows.weight[at], 0.0)
+    bad = (labels < 0) | (labels >= part.classes)
+    t = np.where(bad[:, None], np.nan, t)
     return at, np.take_along_axis(x, at, 1).astype(np.float64), t
 
 
