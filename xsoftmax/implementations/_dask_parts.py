@@ -19,9 +19,9 @@ from ..arrays import container_of, library_of
 from ..formulas import Part
 from ..problem import Array, Problem
 from ._dask_blocks import blockwise
-from ._dask_records import Leaf
+from ._dask_records import Leaf, right_aligned
 
-_FANIN = 8  # states merged at a time
+_FAN_IN = 8  # states merged at a time, along each axis
 
 
 class Parts:
@@ -34,13 +34,13 @@ class Parts:
         self.axes = tuple(sorted(self.n + axis for axis in p.axes))
         given = {name: a for name, a in arrays.items() if isinstance(a, da.Array)}
         self.numbers = {name: a for name, a in arrays.items() if a is not None and name not in given}
-        self.leaves = self._unified({name: Leaf(a, self._index(name, a)) for name, a in given.items()})
+        self.leaves = self._unified({name: self._leaf(name, a) for name, a in given.items()})
         self.classes = math.prod(x.shape[axis] for axis in self.axes)
 
-    def _index(self, name: str, a: Array) -> tuple[int, ...]:
+    def _leaf(self, name: str, a: Array) -> Leaf:
         if name == "targets" and self.p.labels:
-            return tuple(i for i in range(self.n) if i not in self.axes)
-        return tuple(range(self.n - a.ndim, self.n))
+            return Leaf(a, tuple(i for i in range(self.n) if i not in self.axes))
+        return right_aligned(a, self.n)
 
     def _unified(self, leaves: dict[str, Leaf]) -> dict[str, Leaf]:
         for name, (a, index) in leaves.items():
@@ -78,10 +78,10 @@ class Parts:
 
     def merged(self, states: Array, merge: Callable[..., Any]) -> Array:
         """The states of all classes of a row, by a tree."""
-        step = partial(_merged, merge=merge, depth=self.n)
+        step = partial(_merged, merge=merge)
         return da.reduction(
             states, chunk=_as_it_is, combine=step, aggregate=step, axis=self.axes, keepdims=True,
-            dtype=states.dtype, meta=states._meta, concatenate=False, split_every=_fan_in(len(self.axes)),
+            dtype=states.dtype, meta=states._meta, concatenate=False, split_every=_FAN_IN ** len(self.axes),
         )  # fmt: skip
 
     def of_rows(self, work: Callable[..., Array], state: Array, dtype: str, **numbers: Any) -> Array:
@@ -91,7 +91,7 @@ class Parts:
         for name, a in numbers.items():
             if isinstance(a, da.Array):
                 names.append(name)
-                arrays += [a, tuple(range(self.n - a.ndim, self.n))]
+                arrays += right_aligned(a, self.n)
         fixed = {name: a for name, a in numbers.items() if name not in names}
         task = partial(_of_state, work=work, names=tuple(names), fixed=fixed)
         return blockwise(task, index, arrays, dtype, f"{self.p.verb}-rows", align_arrays=False)
@@ -103,15 +103,11 @@ class Parts:
         return next(iter(self.leaves.values())).array
 
 
-def _fan_in(axes: int) -> int:
-    return _FANIN**axes
-
-
 def _as_it_is(block: Any, axis: Any, keepdims: bool) -> Any:
     return block
 
 
-def _merged(states: Any, axis: Any, keepdims: bool, merge: Callable[..., Any], depth: int) -> Any:
+def _merged(states: Any, axis: Any, keepdims: bool, merge: Callable[..., Any]) -> Any:
     def flat(nested: Any) -> list[Any]:
         return [one for some in nested for one in flat(some)] if isinstance(nested, list) else [nested]
 

@@ -90,8 +90,8 @@ def _ndim(given: Any) -> int:
 
 def _of_logits(given: Any) -> dict[str, Leaf]:
     n = _ndim(given)
-    found = {f"array{i}": _right_aligned(a, n) for i, a in enumerate(given.arrays)}
-    return found if given.where is None else found | {"where": _right_aligned(given.where, n)}
+    found = {f"array{i}": right_aligned(a, n) for i, a in enumerate(given.arrays)}
+    return found if given.where is None else found | {"where": right_aligned(given.where, n)}
 
 
 def _of_loss(given: Any) -> dict[str, Leaf]:
@@ -104,12 +104,12 @@ def _of_loss(given: Any) -> dict[str, Leaf]:
         found |= {"x": Leaf(given.x, (*rows, n)), "factor": Leaf(factor, (n - 1, n))}
         if bias is not None:
             found["bias"] = Leaf(bias, (n - 1,))
-    found["targets"] = Leaf(given.targets, rows) if given.problem.labels else _right_aligned(given.targets, n)
+    found["targets"] = Leaf(given.targets, rows) if given.problem.labels else right_aligned(given.targets, n)
     for name in ("where", "weight", "sample_weight", "v"):
         if (a := getattr(given, name)) is not None:
-            found[name] = _right_aligned(a, n)
+            found[name] = right_aligned(a, n)
     return found
 
 
-def _right_aligned(a: Array, n: int) -> Leaf:
+def right_aligned(a: Array, n: int) -> Leaf:
     return Leaf(a, tuple(range(n - a.ndim, n)))

@@ -66,29 +66,23 @@ def splits_classes(given: Any) -> bool:
 
 
 def on_blocks(given: Any, verb: Any, options: tuple[Any, ...], run: Any) -> Any:
-    found = {name: _with_whole_axes(leaf, given) for name, leaf in leaves(given).items()}
+    found, rows = leaves(given), row_indices(given)
+    found = {name: _with_whole_axes(leaf, rows) for name, leaf in found.items()}
     results, container = _results(given, found, verb, options, run)
     record = without_arrays(given)
     if hasattr(given, "totals"):
         record, found = _with_totals(given, record, found, options)
-    rows = row_indices(given)
     is_one_of_many = any(count > 1 for count in found[next(iter(found))].array.numblocks)
     task = _Task(tuple(found), record, verb, options, run, results, len(rows), is_one_of_many)
     return container(_outputs(task, found, rows, given.problem.verb))
 
 
-def _whole(given: Any) -> set[int]:
-    """Indices that a block has in full: the classes, and what a product sums over."""
-    every = {i for leaf in leaves(given).values() for i in leaf.axes}
-    return every - set(row_indices(given))
-
-
-def _with_whole_axes(leaf: Leaf, given: Any) -> Leaf:
-    whole = _whole(given)
+def _with_whole_axes(leaf: Leaf, rows: list[int]) -> Leaf:
+    """A block has in full what are no rows: the classes, and what a product sums over."""
     split = {
         axis: -1
         for axis, (i, count) in enumerate(zip(leaf.axes, leaf.array.numblocks, strict=True))
-        if i in whole and count > 1
+        if i not in rows and count > 1
     }
     return leaf._replace(array=leaf.array.rechunk(split)) if split else leaf
 

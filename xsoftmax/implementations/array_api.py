@@ -43,8 +43,12 @@ def signed_logsumexp(p: Problem, x: Array, b: Array, where: Array | None, *, xp:
 
 
 def softmax_product(p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
-    y, v = (masked(cast(a, p.compute, xp), where, 0.0, xp) for a in (y, v))
+    y, v = _product_rows(p, y, v, where, xp)
     return cast(formulas.softmax_product(y, v, p.axes, xp=xp), p.result, xp)
+
+
+def _product_rows(p: Problem, y: Array, v: Array, where: Array | None, xp: Any) -> tuple[Array, Array]:
+    return masked(cast(y, p.compute, xp), where, 0.0, xp), masked(cast(v, p.compute, xp), where, 0.0, xp)
 
 
 def softmax_jacobian(p: Problem, y: Array, *, xp: Any, run: Any) -> Array:
@@ -132,14 +136,14 @@ def class_log_softmax(p: Problem, x: Array, where: Array | None, state: State, *
 def class_product_state(
     p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any
 ) -> formulas.ProductState:
-    y, v = (masked(cast(a, p.compute, xp), where, 0.0, xp) for a in (y, v))
+    y, v = _product_rows(p, y, v, where, xp)
     return formulas.product_state(y, v, p.axes, xp=xp)
 
 
 def class_softmax_product(
     p: Problem, y: Array, v: Array, where: Array | None, state: formulas.ProductState, *, xp: Any, run: Any
 ) -> Array:
-    y, v = (masked(cast(a, p.compute, xp), where, 0.0, xp) for a in (y, v))
+    y, v = _product_rows(p, y, v, where, xp)
     return cast(formulas.softmax_product_of_part(y, v, state, xp=xp), p.result, xp)
 
 
