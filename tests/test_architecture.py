@@ -25,7 +25,7 @@ ROWS = [
     {"functions", "losses", "linear"},
     {"problem", "checks", "choose", "reductions"},
     {"implementations"},
-    {"weighing", "formulas", "kernels", "blocks", "chunks", "strides", "threads", "arrays"},
+    {"weighing", "formulas", "sums", "kernels", "blocks", "chunks", "strides", "threads", "arrays"},
 ]
 RANK = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}
 MAY_USE_BACKENDS = {"cli", "verify", "__init__"}

@@ -39,6 +39,9 @@ def namespace(verb: str, arrays: dict[str, Array], **optional: Array | None) -> 
 def _namespace_of(verb: str, name: str, x: Any) -> Any:
     kind = type(x)
     library = kind.__module__.partition(".")[0]
+    if library == "dask" and type(getattr(x, "_meta", None)).__name__ == "MaskedArray":
+        fix = f"pass dask.array.ma.getdata({name}) and where=~dask.array.ma.getmaskarray({name})"
+        raise TypeError(f"{verb}: {name} is a dask.Array of numpy.MaskedArray, expected blocks without masks; {fix}")
     refused = {
         ("numpy", "MaskedArray"): f"pass {name}.data and where=~{name}.mask",
         ("numpy", "matrix"): f"pass numpy.asarray({name})",

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from .arrays import class_indices, completed, device_of, dtype_name, may_be_cut, with_axis
+from .arrays import class_indices, device_of, dtype_name, with_axis
+from .sums import count, maximum, total
 
 Array = Any
 Axes = tuple[int, ...]
@@ -21,6 +22,8 @@ _LIMITS = {
     "float32": (88.0, 104.0, float.fromhex("0x1.fffffep+127")),
     "float64": (709.0, 746.0, float.fromhex("0x1.fffffffffffffp+1023")),
 }
+# Adding less than half an ulp to the largest does not overflow.
+_SPARE = {"float32": float.fromhex("0x1.ffffep+102"), "float64": float.fromhex("0x1.fffffffffffp+969")}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -80,12 +83,12 @@ def exponentials(
 
     `classes`: the number of classes of a row of which x holds a part.
     """
-    m = _max(x, axes, xp=xp)
+    m = maximum(x, axes, xp=xp)
     shift = _shift(m, _count(x, axes) if classes is None else classes, headroom, xp=xp)
     wm = shift.exp(shift.m0, xp=xp)
     at_max = x == m
     w = xp.where(at_max, wm, shift.exp(x, xp=xp))
-    ties = completed(xp.sum(xp.astype(at_max, x.dtype), axis=axes, keepdims=True))
+    ties = count(at_max, axes, x.dtype, xp=xp)
     q = total(xp.where(at_max, xp.zeros_like(w), w), axes, xp=xp) + (ties - 1.0) * wm
     return Exponentials(m, w, wm, xp.where(shift.finite, q, xp.full_like(q, math.nan)))
 
@@ -101,7 +104,9 @@ class _Shift(NamedTuple):
     def exp(self, x: Array, *, xp: Any) -> Array:
         """exp(x − c) · scale; neither x − c nor exp overflows, whatever the row holds"""
         _, _, largest = _LIMITS.get(dtype_name(x), _LIMITS["float64"])
-        lowest = xp.where(self.m0 > 0.0, self.m0, xp.zeros_like(self.m0)) - largest
+        positive = self.m0 > 0.0
+        lowest = xp.where(positive, self.m0, xp.zeros_like(self.m0)) - largest
+        lowest = xp.where(positive, lowest, xp.full_like(lowest, -math.inf))
         inside = xp.minimum(xp.maximum(x, lowest), self.m0)
         return xp.exp(inside - self.c) * self.scale
 
@@ -132,52 +137,6 @@ def exact_shift(m: Array, *, xp: Any) -> Array:
     big, tiny, _ = _LIMITS.get(dtype_name(m), _LIMITS["float64"])
     above = xp.where(m < 2.0 * tiny, xp.ceil(m - big), m)
     return xp.where(m < 0.0, xp.ceil(m) - 1.0, xp.where(m > big, above, xp.zeros_like(m)))
-
-
-_PARTS = (32, 8)  # of an axis that devices may hold parts of; the sum of the last ones costs up to 3 ulp
-
-
-def total(x: Array, axes: Axes, *, xp: Any) -> Array:
-    """Σ x by halving, so that the error grows with log C along any axis of any library.
-
-    Parts of an axis that may lie on devices of their own are halved each by itself, so that only their sums move.
-    """
-    for axis in reversed(axes):
-        if may_be_cut(x, xp):
-            for parts in _PARTS:
-                x = _halved_within(x, axis, math.gcd(x.shape[axis], parts), xp=xp)
-            x = completed(xp.sum(x, axis=axis, keepdims=True))
-        else:
-            x = _halved(x, axis, xp=xp)
-    return x
-
-
-def _max(x: Array, axes: Axes, *, xp: Any) -> Array:
-    return completed(xp.max(x, axis=axes, keepdims=True))
-
-
-def _halved_within(x: Array, axis: int, parts: int, *, xp: Any) -> Array:
-    """The sums of equal parts of an axis."""
-    before, after = x.shape[:axis], x.shape[x.ndim + axis + 1 :]
-    x = xp.reshape(x, (*before, parts, x.shape[axis] // parts, *after))
-    return xp.squeeze(_halved(x, axis, xp=xp), axis=axis)
-
-
-def _halved(x: Array, axis: int, *, xp: Any) -> Array:
-    def part(start: int, stop: int) -> Array:
-        return x[(..., slice(start, stop), *(slice(None),) * (-axis - 1))]
-
-    parts = []
-    while (n := x.shape[axis]) is not None and n > 2:
-        half = n // 2
-        if n % 2:
-            parts.append(part(n - 1, n))
-        x = part(0, half) + part(half, 2 * half)
-    parts.append(xp.sum(x, axis=axis, keepdims=True))
-    while len(parts) > 1:
-        pairs = zip(parts[::2], parts[1::2], strict=False)
-        parts = [a + b for a, b in pairs] + parts[len(parts) // 2 * 2 :]
-    return parts[0]
 
 
 def _count(x: Array, axes: Axes) -> int:
@@ -227,7 +186,7 @@ def _sums_to_one(total_y: Array, *, xp: Any) -> Array:
 
 
 def _majority(y: Array, axes: Axes, *, xp: Any) -> Array:
-    return (y > 0.5) & (y == _max(y, axes, xp=xp))
+    return (y > 0.5) & (y == maximum(y, axes, xp=xp))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -258,9 +217,9 @@ def mean_of(log_y: Array, v: Array, axes: Axes, *, xp: Any) -> Array:
 def distance_from_max(x: Array, m: Array, *, xp: Any) -> Array:
     """m − x ≥ 0, ∞ where it overflows or x = −∞, without a floating-point warning."""
     _, _, largest = _LIMITS.get(dtype_name(x), _LIMITS["float64"])
-    positive = xp.where(m > 0.0, m, xp.zeros_like(m))
-    lowest = xp.where(xp.isfinite(positive), positive, xp.zeros_like(m)) - largest
     m0 = xp.where(xp.isfinite(m), m, xp.zeros_like(m))
+    spare = _SPARE.get(dtype_name(x), _SPARE["float64"])
+    lowest = (xp.where(m0 > 0.0, m0, xp.zeros_like(m)) - largest) - spare
     return xp.where(x < lowest, xp.full_like(x, math.inf), m0 - xp.where(x < lowest, m0, xp.minimum(x, m0)))
 
 
@@ -283,7 +242,7 @@ def logsumexp_gradient(x: Array, axes: Axes, *, softmax: Any, xp: Any) -> Array:
 def signed_logsumexp(x: Array, b: Array, axes: Axes, *, xp: Any) -> tuple[Array, Array]:
     """log |Σ_i b_i exp(x_i)| and the sign of the sum. b_i = 0 hides x_i."""
     x = xp.where(b == 0.0, xp.full_like(x, -math.inf), x)
-    largest = _max(xp.abs(b), axes, xp=xp)
+    largest = maximum(xp.abs(b), axes, xp=xp)
     e = exponentials(x, axes, xp.log(xp.maximum(largest, xp.ones_like(largest))), xp=xp)
     at_max = x == e.m
     bm = total(xp.where(at_max, b, xp.zeros_like(b)), axes, xp=xp)
@@ -512,7 +471,7 @@ class ProductState(NamedTuple):
 
 
 def product_state(y: Array, v: Array, axes: Axes, *, xp: Any) -> ProductState:
-    top = xp.max(y, axis=axes, keepdims=True)
+    top = maximum(y, axes, xp=xp)
     at_top, zeros = y == top, xp.zeros_like(y)
     others = xp.where(at_top, zeros, y)
     ties, of_top, rest, product = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
 from . import checks, weighing
@@ -46,8 +45,7 @@ def weigh(given: GivenLoss, reduction: str) -> Weighing:
     counted = weighing.counted(given, absent, bad)
     divisor, zeta = None, p.z_loss
     if reduction == "mean":
-        total = partial(_sum, p, xp=xp)
-        unweighted, divisor = given.totals or weighing.totals(given, label, counted, total)
+        unweighted, divisor = given.totals or weighing.totals(given, label, counted)
         if p.labels and given.weight is not None:
             zeta = p.z_loss * divisor / _or_one(unweighted, xp) if p.z_loss else 0.0
     scale: Array | float | None = counted
@@ -83,7 +81,7 @@ def _reduced(p: Problem, loss: Array, w: Weighing, *, xp: Any) -> Array:
         loss = loss * w.s
     if w.reduction == "none":
         return xp.squeeze(loss, axis=p.axes[0])
-    loss = _sum(p, loss, xp=xp)
+    loss = weighing.sum_of_rows(loss, xp)
     if w.divisor is None:
         return loss
     mean = loss / _or_one(w.divisor, xp)
@@ -100,11 +98,6 @@ def _unless_checked(given: GivenLoss, bad: Array) -> Array | None:
         return bad
     checks.check_labels(p.verb, given.raw_targets, given.classes, bad, given.xp)
     return None
-
-
-def _sum(p: Problem, x: Array, *, xp: Any) -> Array:
-    own = aside("sum_of_rows", p, x)
-    return weighing.total_of(x, xp) if own is None else own
 
 
 def _or_one(divisor: Array | int, xp: Any) -> Array | int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import formulas
 from .arrays import class_indices, with_axis
+from .sums import total
 
 Array = Any
 
@@ -43,30 +42,28 @@ def counted(given: Any, absent: Array | None, bad: Array | None) -> Array | None
     return ones if s is None else xp.where(out, xp.zeros_like(s), s)
 
 
-def totals(
-    given: Any, label: Array | None, counts: Array | None, total: Callable[[Array], Array]
-) -> tuple[Array | int, Array | int]:
+def totals(given: Any, label: Array | None, counts: Array | None) -> tuple[Array | int, Array | int]:
     """Σ s_i, and what the mean divides by: of labels Σ s_i weight[label_i], of probabilities the same Σ s_i."""
-    unweighted = _number_of_rows(given, total) if counts is None else total(counts)
+    unweighted = _number_of_rows(given) if counts is None else sum_of_rows(counts, given.xp)
     if label is None or given.weight is None:
         return unweighted, unweighted
     weights = _label_weight(given, label)
-    return unweighted, total(weights if counts is None else counts * weights)
+    return unweighted, sum_of_rows(weights if counts is None else counts * weights, given.xp)
 
 
-def total_of(x: Array, xp: Any) -> Array:
+def sum_of_rows(x: Array, xp: Any) -> Array:
     """Σ x over all axes"""
-    return xp.reshape(formulas.total(x, tuple(range(-x.ndim, 0)), xp=xp), ())
+    return xp.reshape(total(x, tuple(range(-x.ndim, 0)), xp=xp), ())
 
 
-def _number_of_rows(given: Any, total: Callable[[Array], Array]) -> Array | int:
+def _number_of_rows(given: Any) -> Array | int:
     """Rows of an unweighted loss; counted where the shape does not tell."""
     axis = given.problem.axes[0]
     sizes = [n for i, n in enumerate(given.x.shape, start=-given.x.ndim) if i != axis]
     if all(isinstance(n, int) for n in sizes):
         return math.prod(sizes)
     first = given.x[(..., slice(0, 1), *(slice(None),) * (-axis - 1))]
-    return total(given.xp.astype(given.xp.ones_like(first), getattr(given.xp, given.problem.compute)))
+    return sum_of_rows(given.xp.astype(given.xp.ones_like(first), getattr(given.xp, given.problem.compute)), given.xp)
 
 
 def _label_weight(given: Any, label: Array) -> Array:

@@ -87,6 +87,111 @@ def test_the_graph_grows_with_the_blocks(verb, cut):
     assert larger <= 256 * 20  # of two results, each with its input
 
 
+VERBS = {
+    "softmax": lambda x, labels, w: xs.softmax(x, where=w),
+    "log_softmax": lambda x, labels, w: xs.log_softmax(x, where=w),
+    "logsumexp": lambda x, labels, w: xs.logsumexp(x, where=w),
+    "logsumexp of factors": lambda x, labels, w: xs.logsumexp(x, b=x, where=w, return_sign=True),
+    "softmax_vjp": lambda x, labels, w: xs.softmax_vjp(xs.softmax(x, where=w), x, where=w),
+    "log_softmax_vjp": lambda x, labels, w: xs.log_softmax_vjp(xs.log_softmax(x, where=w), x, where=w),
+    "log_softmax_jvp": lambda x, labels, w: xs.log_softmax_jvp(xs.log_softmax(x, where=w), x, where=w),
+    "softmax_jacobian": lambda x, labels, w: xs.softmax_jacobian(x),
+    "cross_entropy": lambda x, labels, w: xs.cross_entropy_and_grad(x, labels, where=w, label_smoothing=0.1),
+    "cross_entropy_hvp": lambda x, labels, w: xs.cross_entropy_hvp(x, labels, x, where=w),
+    "hessian_diag": lambda x, labels, w: xs.cross_entropy_grad_and_hessian_diag(x, labels, where=w),
+    "entropy": lambda x, labels, w: xs.entropy(xs.softmax(x)),
+    "kl_divergence": lambda x, labels, w: xs.kl_divergence(xs.softmax(x), xs.softmax(x * 2.0)),
+    "from_probs": lambda x, labels, w: xs.cross_entropy_from_probs(xs.softmax(x), labels),
+}
+
+
+def arrays(results):
+    return results if isinstance(results, tuple) else (results,)
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+@pytest.mark.parametrize("chunks", [(4, 30), (4, 7)], ids=["rows", "classes"])
+def test_rows_of_unknown_number(chunks, verb):
+    """The first block is empty, and nobody knows."""
+    some = np.arange(24) >= 5
+    x, labels, keep = da.from_array(X, chunks=chunks), da.from_array(LABELS, chunks=4), da.from_array(some, chunks=4)
+    found = verb(x[keep], labels[keep], x[keep] > -3.0)
+    expected = verb(X[some], LABELS[some], X[some] > -3.0)
+    for a, b in zip(dask.compute(*arrays(found), scheduler="synchronous"), arrays(expected), strict=True):
+        # an ulp each, and what two products lose
+        np.testing.assert_allclose(a, b, rtol=2e-7, atol=2e-7 * np.max(np.abs(b), initial=0.0, where=np.isfinite(b)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("verb", [name for name in VERBS if name not in ("logsumexp", "logsumexp of factors")])
+@pytest.mark.parametrize("chunks", [(2, 6), (2, 2)], ids=["rows", "classes"])
+def test_masked_classes_of_rows_that_are_nan(chunks, verb, dtype):
+    x = X[:4, :6].astype(dtype)
+    x[1, 2], x[2, 0] = np.nan, np.inf
+    kept = RNG.random(x.shape) < 0.7
+    kept[0], kept[:, 3] = True, False
+    cut = da.from_array(x, chunks=chunks), da.from_array(np.array([0, 1, 2, 9]), chunks=2)
+    found = arrays(VERBS[verb](*cut, da.from_array(kept, chunks=chunks)))
+    for a in dask.compute(*found, scheduler="synchronous"):
+        if a.shape == x.shape and verb not in ("softmax_jacobian", "entropy"):
+            assert set(a[~kept]) <= {0.0, -np.inf}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_largest_numbers_warn_of_nothing(dtype):
+    top = np.finfo(dtype).max
+    x = np.array([[top, -top, 0, 1], [np.inf, 0, np.nan, 1], [-top, -np.inf, -top, -np.inf]], dtype)
+    v = np.array([[top, -top, top, 1], [np.inf, -np.inf, 2, 1], [-top, top, -top, top]], dtype)
+    cut, dy = da.from_array(x, chunks=(2, 2)), da.from_array(v, chunks=(2, 2))
+    with dask.config.set(scheduler="synchronous"):
+        np.testing.assert_array_max_ulp(xs.softmax(cut).compute(), xs.softmax(x))
+        np.testing.assert_array_max_ulp(xs.log_softmax(cut).compute(), xs.log_softmax(x))
+        xs.softmax_vjp(xs.softmax(cut), dy).compute()
+
+
+def test_masked_arrays_are_refused():
+    x = da.from_array(np.ma.masked_less(X, 0.0), chunks=(5, 30))
+    message = (
+        r"softmax: x is a dask.Array of numpy.MaskedArray, expected blocks without masks;"
+        r" pass dask.array.ma.getdata\(x\) and where=~dask.array.ma.getmaskarray\(x\)"
+    )
+    with pytest.raises(TypeError, match=message):
+        xs.softmax(x)
+    kept = xs.softmax(da.ma.getdata(x), where=~da.ma.getmaskarray(x))
+    np.testing.assert_array_equal(kept.compute(), xs.softmax(X, where=X >= 0.0))
+
+
+@pytest.mark.parametrize("axis", [0, 4, -1])
+def test_many_axes(axis):
+    x = da.from_array(X.reshape(2, 2, 2, 3, 2, 1, 1, 15, 1), chunks=(1, 2, 1, 3, 2, 1, 1, 5, 1)[:9])
+    labels = np.zeros([n for i, n in enumerate(x.shape) if i != axis % 9], int)
+    tracemalloc.start()
+    try:
+        graphs = [xs.softmax(x, axis=axis), *xs.cross_entropy_and_grad(x, da.from_array(labels), axis=axis)]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20  # of the graph
+    whole = x.compute()
+    expected = [xs.softmax(whole, axis=axis), *xs.cross_entropy_and_grad(whole, labels, axis=axis)]
+    for a, b in zip(dask.compute(*graphs, scheduler="synchronous"), expected, strict=True):
+        np.testing.assert_array_max_ulp(a, b, 2 if a.ndim == 0 else 1)  # a mean is a sum in another order
+
+
+def test_a_mean_of_losses_takes_one_task_a_block():
+    x, labels = da.zeros((64, 4), chunks=(2, 4)), da.zeros(64, chunks=2, dtype=int)
+    ran = []
+    with dask.callbacks.Callback(pretask=lambda key, *_: ran.append(key)):
+        xs.cross_entropy(x, labels).compute(scheduler="synchronous")
+    assert len(ran) <= 32 + 32 / 16 + 2  # blocks, a tree of sixteen, the quotient
+
+
+def test_the_mean_of_no_row():
+    x, labels = da.from_array(X, chunks=(5, 30)), da.full(24, -100, chunks=5, dtype=int)
+    assert np.isnan(xs.cross_entropy(x, labels, ignore_index=-100).compute())
+    assert xs.cross_entropy(x, labels, ignore_index=-100, reduction="sum").compute() == 0.0
+
+
 def test_split_classes_of_unknown_number():
     x = da.from_array(X, chunks=(24, 10))
     x = x[:, da.ones(30, dtype=bool, chunks=10)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xsoftmax as xs
-from xsoftmax import formulas
+from xsoftmax import sums
 
 numba = pytest.importorskip("numba")
 
@@ -80,7 +80,7 @@ def test_two_sum_keeps_what_is_lost():
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 31, 100])
 def test_total_has_the_bits_of_the_formulas(n):
     terms = RNG.normal(size=n)
-    assert small.total(terms.copy()) == formulas.total(terms, (-1,), xp=np)[0]
+    assert small.total(terms.copy()) == sums.total(terms, (-1,), xp=np)[0]
 
 
 @pytest.mark.skipif(os.name == "nt" or getattr(os, "geteuid", lambda: 1)() == 0, reason="root writes anywhere")

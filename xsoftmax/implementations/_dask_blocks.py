@@ -13,12 +13,21 @@ from array_api_compat import array_namespace
 from ..arrays import rounded
 from ..problem import Array
 
+FAN_IN = 16  # numbers that are added at a time; a task costs more than they do
+
 
 def blockwise(f: Any, index: Iterable[int], arrays: list[Any], dtype: Any, name: str, **options: Any) -> Array:
     """`da.blockwise` of `arrays`, each followed by its index."""
     index = tuple(index)
     meta = np.empty_like(arrays[0]._meta, shape=(0,) * len(index), dtype=dtype)
     return da.blockwise(f, index, *arrays, dtype=dtype, meta=meta, token=f"xsoftmax-{name}", **options)
+
+
+def alone(block: Any) -> Any:
+    """Blocks come in lists along axes that the result hasn't; these have one."""
+    while isinstance(block, list):
+        (block,) = block
+    return block
 
 
 def narrowed(a: Array, dtype: Any) -> Array:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import dask.array as da
 from array_api_compat import array_namespace
 
-from .. import formulas
+from .. import formulas, sums
 from ..formulas import Part
 from ..problem import Array, Problem, Rows
 from ._dask_parts import Parts
@@ -59,10 +58,9 @@ def cross_entropy(
     p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any
 ) -> tuple[Array | None, Array | None]:
     where, weight, scale, zeta = rows
-    number = None
+    parts = Parts(p, run, x=x, targets=targets, where=where, weight=weight, scale=scale, zeta=zeta)
     if where is not None and p.label_smoothing:
-        number = da.broadcast_to(where, x.shape).sum(axis=p.axes, keepdims=True, dtype=p.compute)
-    parts = Parts(p, run, x=x, targets=targets, where=where, weight=weight, scale=scale, zeta=zeta, number=number)
+        parts.add("number", parts.merged(parts.each(_kept, dtype=p.compute, kept=False, name="kept"), _added))
     states = parts.each(_state, dtype=p.compute, kept=False, name="states")
     state = parts.merged(states, partial(_merged_states, classes=parts.classes))
     loss = grad = None
@@ -71,16 +69,6 @@ def cross_entropy(
     if "grad" in p.wants:
         grad = parts.each(_grad, states, state, dtype=p.result, kept=True, name="blocks")
     return loss, grad
-
-
-def sum_of_rows(p: Problem, a: Array) -> Array:
-    """Σ a over all axes: in each block by halving, then by a tree."""
-    whole = da.map_blocks(_sum_of_block, a, dtype=a.dtype, chunks=tuple((1,) * len(c) for c in a.chunks))
-    return whole.sum()
-
-
-def _sum_of_block(a: Array) -> Array:
-    return formulas.total(a, tuple(range(-a.ndim, 0)), xp=array_namespace(a))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -94,6 +82,10 @@ def _states(parts: Parts) -> tuple[Array, Array]:
 
 def _rows_of(b: Blocks) -> Rows:
     return Rows(b.get("where"), b.get("weight"), b.get("scale"), b.get("zeta", 0.0))
+
+
+def _kept(p: Problem, b: Blocks, part: Part, *, xp: Any, run: Any) -> Array:
+    return sums.count(b["where"], p.axes, getattr(xp, p.compute), xp=xp)
 
 
 def _state(p: Problem, b: Blocks, part: Part, *, xp: Any, run: Any) -> Any:

@@ -12,6 +12,7 @@ from functools import partial, reduce
 from typing import Any
 
 import dask.array as da
+import numpy as np
 from array_api_compat import array_namespace
 
 from .. import threads
@@ -22,6 +23,7 @@ from ._dask_blocks import blockwise
 from ._dask_records import Leaf, right_aligned
 
 _FAN_IN = 8  # states merged at a time, along each axis
+_QUIETLY = np.errstate(all="ignore")  # as the kernels do whole rows
 
 
 class Parts:
@@ -53,6 +55,10 @@ class Parts:
         _, arrays = da.core.unify_chunks(*(part for leaf in leaves.values() for part in leaf))
         return {name: leaf._replace(array=a) for (name, leaf), a in zip(leaves.items(), arrays, strict=True)}
 
+    def add(self, name: str, rows: Array) -> None:
+        """An array of a number a row, as `merged` returns it."""
+        self.leaves[name] = right_aligned(rows, self.n)
+
     # -----------------------------------------------------------------------------------------------------------------
     # passes
 
@@ -64,7 +70,8 @@ class Parts:
         names: list[str | None] = list(self.leaves)
         if len(self.axes) == 1:
             names.append("at")
-            arrays += [da.arange(x.shape[self.axes[0]], chunks=(x.chunks[self.axes[0]],)), self.axes]
+            starts = np.cumsum((0, *x.chunks[self.axes[0]][:-1]))
+            arrays += [da.from_array(starts, chunks=1, inline_array=True), self.axes]
         for state in states:
             arrays += [state, index]
         names += [None] * len(states)
@@ -107,6 +114,7 @@ def _as_it_is(block: Any, axis: Any, keepdims: bool) -> Any:
     return block
 
 
+@_QUIETLY
 def _merged(states: Any, axis: Any, keepdims: bool, merge: Callable[..., Any]) -> Any:
     def flat(nested: Any) -> list[Any]:
         return [one for some in nested for one in flat(some)] if isinstance(nested, list) else [nested]
@@ -114,6 +122,7 @@ def _merged(states: Any, axis: Any, keepdims: bool, merge: Callable[..., Any]) -
     return reduce(merge, flat(states))
 
 
+@_QUIETLY
 def _of_state(state: Any, *arrays: Any, work: Callable[..., Array], names: tuple[str, ...], fixed: Any) -> Array:
     xp = array_namespace(state if not isinstance(state, tuple) else state[0])
     return work(state, **dict(zip(names, arrays, strict=True)), **fixed, xp=xp)
@@ -123,6 +132,7 @@ def _of_state(state: Any, *arrays: Any, work: Callable[..., Array], names: tuple
 # a block, as rows of classes
 
 
+@_QUIETLY
 def _on_block(
     *arrays: Any,
     work: Callable[..., Any],
@@ -145,7 +155,7 @@ def _on_block(
         if name is None:
             states.append(type(a)(*map(turn.rows_of, a)) if isinstance(a, tuple) else turn.rows_of(a))
         elif name == "at":
-            start = int(a[0]) if a.shape[0] else 0
+            start = int(a[0])
         elif name == "weight" or (name == "targets" and p.labels):
             blocks[name] = xp.reshape(a, (-1,))
         else:

@@ -1,11 +1,11 @@
 """Verbs on Dask arrays whose rows are whole in each block: the verb itself on each block, by its own library.
 
-A mean takes two sweeps: what it divides by, from labels and weights alone, then the blocks, whose shares are added.
+A mean of losses is divided after its sums. Where there is a gradient, what it divides by is found in a sweep before,
+over labels and weights alone.
 """
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
-from .. import threads, weighing
+from .. import threads
 from ..problem import Array
-from ._dask_blocks import blockwise, narrowed
+from ._dask_blocks import alone, blockwise, narrowed
+from ._dask_means import TOTALS, known, may_divide_after, new_axis, quotient, share_and_divisor, summed, totals_before
 from ._dask_records import (
     Index,
     Leaf,
@@ -27,8 +28,7 @@ from ._dask_records import (
     without_arrays,
 )
 
-_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
-_FAN_IN = 16  # numbers that are added at a time; a task costs more than they do
+_ROW, _CLASS, _WIDTH = 2, 3, 5  # lengths of axes, by which they are known again
 _BROADCAST = ("where", "weight", "sample_weight")
 
 
@@ -55,8 +55,10 @@ class _Task(NamedTuple):
     options: tuple[Any, ...]
     run: Any
     results: tuple[_Result | None, ...]
-    rows: int
+    rows: Index
+    every: Index
     is_one_of_many: bool
+    divides_after: bool
 
 
 def splits_classes(given: Any) -> bool:
@@ -69,12 +71,20 @@ def on_blocks(given: Any, verb: Any, options: tuple[Any, ...], run: Any) -> Any:
     found, rows = leaves(given), row_indices(given)
     found = {name: _with_whole_axes(leaf, rows) for name, leaf in found.items()}
     results, container = _results(given, found, verb, options, run)
-    record = without_arrays(given)
+    record, divides_after = without_arrays(given), False
     if hasattr(given, "totals"):
-        record, found = _with_totals(given, record, found, options)
-    is_one_of_many = any(count > 1 for count in found[next(iter(found))].array.numblocks)
-    task = _Task(tuple(found), record, verb, options, run, results, len(rows), is_one_of_many)
-    return container(_outputs(task, found, rows, given.problem.verb))
+        record = record._replace(totals=())
+        if "mean" in options:
+            if (totals := known(given, found)) is not None:
+                record = record._replace(totals=totals)
+            elif divides_after := may_divide_after(given):
+                options = tuple("sum" if option == "mean" else option for option in options)
+            else:
+                found |= totals_before(given, record, found)
+    every = tuple(sorted({i for leaf in found.values() for i in leaf.axes}))
+    is_one_of_many = any(count > 1 for leaf in found.values() for count in leaf.array.numblocks)
+    task = _Task(tuple(found), record, verb, options, run, results, tuple(rows), every, is_one_of_many, divides_after)
+    return container(_outputs(task, found, given.problem.verb))
 
 
 def _with_whole_axes(leaf: Leaf, rows: list[int]) -> Leaf:
@@ -94,148 +104,118 @@ def _with_whole_axes(leaf: Leaf, rows: list[int]) -> Leaf:
 def _results(
     given: Any, found: dict[str, Leaf], verb: Any, options: tuple[Any, ...], run: Any
 ) -> tuple[tuple[_Result | None, ...], Any]:
-    blocks = {name: _small(name, *leaf) for name, leaf in found.items()}
+    lengths = _lengths(given)
+    blocks = {name: _small(name, *leaf, lengths) for name, leaf in found.items()}
     result = verb(with_blocks(without_arrays(given), blocks), *options, run=run)
     if not isinstance(result, tuple):
-        return (_described(result, given),), lambda arrays: arrays[0]
+        return (_described(result, given, lengths),), lambda arrays: arrays[0]
     container = type(result)
-    return tuple(None if r is None else _described(r, given) for r in result), (
+    return tuple(None if r is None else _described(r, given, lengths) for r in result), (
         container._make if hasattr(container, "_make") else container
     )
 
 
-def _small(name: str, array: Array, index: Index) -> Array:
-    shape = tuple(1 if n == 1 and name in _BROADCAST else _PRIMES[i] for n, i in zip(array.shape, index, strict=True))
+def _lengths(given: Any) -> tuple[int, ...]:
+    """Of each index, and of that which a linear loss sums over."""
+    classes = class_indices(given)
+    return (*(_CLASS if i in classes else _ROW for i in range(len(classes) + len(row_indices(given)))), _WIDTH)
+
+
+def _small(name: str, array: Array, index: Index, lengths: tuple[int, ...]) -> Array:
+    shape = tuple(1 if n == 1 and name in _BROADCAST else lengths[i] for n, i in zip(array.shape, index, strict=True))
     return np.zeros_like(array._meta, shape=shape)
 
 
-def _described(result: Array, given: Any) -> _Result:
+def _described(result: Array, given: Any, lengths: tuple[int, ...]) -> _Result:
+    """Axes of one length keep their order; one more of the classes' is the second of a matrix."""
+    left = {n: [i for i, length in enumerate(lengths) if length == n] for n in lengths}
     index: list[int] = []
     twice = None
     for axis, n in enumerate(result.shape):
-        i = axis if n == 1 else _PRIMES.index(n)
-        if i in index:
-            i, twice = len(_PRIMES), i
-        index.append(i)
+        if n == 1:
+            index.append(axis)
+        elif left[n]:
+            index.append(left[n].pop(0))
+        else:
+            index.append(len(lengths))
+            (twice,) = class_indices(given)
     ones = tuple(i for i, n in zip(index, result.shape, strict=True) if n == 1)
     summed = hasattr(given, "totals") and not set(index) & set(row_indices(given))
     return _Result(tuple(index), ones, twice, summed, result.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what a mean divides by
-
-
-def _with_totals(
-    given: Any, record: Any, found: dict[str, Leaf], options: tuple[Any, ...]
-) -> tuple[Any, dict[str, Leaf]]:
-    """`totals` as numbers where the shapes tell them, else as an array of two."""
-    if "mean" not in options:
-        return record._replace(totals=()), found
-    rows = row_indices(given)
-    names: list[str] = ["x"]
-    if given.problem.labels:
-        names = [name for name in ("targets", "sample_weight", "weight") if name in found]
-    elif given.sample_weight is not None:
-        names = ["sample_weight"]
-    else:
-        sizes = [found["x"].array.shape[found["x"].axes.index(i)] for i in rows]
-        if not any(math.isnan(n) for n in sizes):
-            return record._replace(totals=(math.prod(sizes),) * 2), found
-    if math.isnan(given.classes) and "x" not in names:
-        names.append("x")
-    place = max(i for leaf in found.values() for i in leaf.axes) + 1
-    arrays = [part for name in names for part in found[name]]
-    counts = blockwise(
-        partial(_total_of_block, record=record, names=tuple(names), rows=len(rows)),
-        (*rows, place),
-        arrays,
-        given.problem.compute,
-        f"{given.problem.verb}-counts",
-        adjust_chunks=dict.fromkeys(rows, 1),
-        new_axes={place: 2},
-    )
-    totals = counts.sum(axis=tuple(range(len(rows))), split_every=_FAN_IN) if rows else counts
-    return record, found | {"totals": Leaf(totals, (place,))}
-
-
-def _total_of_block(*blocks: Any, record: Any, names: tuple[str, ...], rows: int) -> Array:
-    given = with_blocks(record, dict(zip(names, map(_alone, blocks), strict=True)))
-    xp, dtype = given.xp, given.problem.compute
-    label, absent, bad = weighing.marked(given)
-    totals = weighing.totals(given, label, weighing.counted(given, absent, bad), partial(weighing.total_of, xp=xp))
-    pair = [xp.asarray(n, dtype=getattr(xp, dtype), device=given.device) for n in totals]
-    return xp.reshape(xp.stack(pair), (1,) * rows + (2,))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # the blocks
 
 
-def _outputs(task: _Task, found: dict[str, Leaf], rows: list[int], verb: str) -> list[Array | None]:
+def _outputs(task: _Task, found: dict[str, Leaf], verb: str) -> list[Array | None]:
     arrays = [part for leaf in found.values() for part in leaf]
     kept = [result for result in task.results if result is not None]
-    new = {result.axes[-1]: _length(found, result.twice) for result in kept if result.twice is not None}
-    if len(task.results) == 1:
-        (result,) = kept
-        index, ones = _place(result, rows)
-        whole = blockwise(
-            partial(_on_block, task=task), index, arrays, _dtype(task, result), verb, adjust_chunks=ones, new_axes=new
-        )
-        return [_joined(whole, result, rows)]
-    every = sorted({*rows, *(i for result in kept for i in result.axes)})
-    together = blockwise(partial(_on_block, task=task), every, arrays, kept[0].dtype, f"{verb}-blocks")
-    results: list[Array | None] = []
-    for number, about in enumerate(task.results):
-        if about is None:
-            results.append(None)
-            continue
-        index, ones = _place(about, rows)
+    if len(kept) == 1:
+        whole = _only_result(task, kept[0], found, arrays, verb)
+        return [None if about is None else whole for about in task.results]
+    together = blockwise(partial(_on_block, task=task), task.every, arrays, kept[0].dtype, f"{verb}-blocks")
+    taken = []
+    for number, about in enumerate(kept):
+        index, ones = _place(about, task)
         part = blockwise(
-            partial(_taken, number=number), index, [together, every], _dtype(task, about), verb, adjust_chunks=ones
+            partial(_taken, number=number), index, [together, task.every], _dtype(task, about), verb, adjust_chunks=ones
         )
-        results.append(_joined(part, about, rows))
-    return results
+        taken.append(_joined(part, about, task))
+    results = iter(taken)
+    return [None if about is None else next(results) for about in task.results]
+
+
+def _only_result(task: _Task, result: _Result, found: dict[str, Leaf], arrays: list[Any], verb: str) -> Array:
+    index, ones = _place(result, task)
+    new = {} if result.twice is None else {result.axes[-1]: _length(found, result.twice)}
+    place = new_axis(found)
+    if task.divides_after:
+        index, new = (*index, place), {place: 2}
+    parts = blockwise(
+        partial(_on_block, task=task), index, arrays, _dtype(task, result), verb, adjust_chunks=ones, new_axes=new
+    )
+    if not task.divides_after:
+        return _joined(parts, result, task)
+    return narrowed(quotient(summed(parts, len(task.every)), place, parts.dtype, verb), result.dtype)
 
 
 def _on_block(*blocks: Any, task: _Task) -> Any:
-    named = dict(zip(task.names, map(_alone, blocks), strict=True))
-    totals = named.pop("totals", None)
+    named = dict(zip(task.names, map(alone, blocks), strict=True))
+    totals = [named.pop(name) for name in TOTALS if name in named]
     given = with_wide_factors(with_blocks(task.record, named))
-    if totals is not None:
-        given = given._replace(totals=(totals[0], totals[1]))
+    if totals:
+        given = given._replace(totals=tuple(totals))
     with threads.alone() if task.is_one_of_many else nullcontext():
         found = task.verb(given, *task.options, run=task.run)
     results = found if isinstance(found, tuple) else (found,)
-    shaped = tuple(
-        None if about is None else _in_place(r, about, task.rows)
-        for r, about in zip(results, task.results, strict=True)
-    )
-    return shaped if len(shaped) > 1 else shaped[0]
+    shaped = [_in_place(r, about, task) for r, about in zip(results, task.results, strict=True) if about is not None]
+    if task.divides_after:
+        return share_and_divisor(shaped[0], given)
+    return tuple(shaped) if len(shaped) > 1 else shaped[0]
 
 
-def _in_place(result: Array, about: _Result, rows: int) -> Array:
-    """With an axis of 1 for each axis of the rows that it is a share of; an array, where it is NumPy's scalar."""
+def _in_place(result: Array, about: _Result, task: _Task) -> Array:
+    """With an axis of 1 for each axis that shares of it are added along; an array, where it is NumPy's scalar."""
     xp = array_namespace(result)
-    return xp.reshape(result, (1,) * (rows if about.summed else 0) + tuple(result.shape))
+    return xp.reshape(result, (1,) * len(_summed_over(about, task)) + tuple(result.shape))
 
 
 def _taken(blocks: Any, number: int) -> Array:
-    return _alone(blocks)[number]
+    return alone(blocks)[number]
 
 
-def _alone(block: Any) -> Any:
-    """Blocks come in lists along axes that the result hasn't; these have one."""
-    while isinstance(block, list):
-        (block,) = block
-    return block
+def _summed_over(result: _Result, task: _Task) -> Index:
+    """A number keeps all axes: Dask fuses no task with one that has fewer."""
+    if not result.summed:
+        return ()
+    return task.rows if result.axes else task.every
 
 
-def _place(result: _Result, rows: list[int]) -> tuple[Index, dict[int, int]]:
+def _place(result: _Result, task: _Task) -> tuple[Index, dict[int, int]]:
     """Axes of the blocks of a result, and those of length 1."""
-    if result.summed:
-        return (*rows, *result.axes), dict.fromkeys(rows, 1)
-    return result.axes, dict.fromkeys(result.ones, 1)
+    over = _summed_over(result, task)
+    return (*over, *result.axes), dict.fromkeys((*over, *result.ones), 1)
 
 
 def _dtype(task: _Task, result: _Result) -> Any:
@@ -245,11 +225,12 @@ def _dtype(task: _Task, result: _Result) -> Any:
     return np.dtype(task.record.problem.compute if not result.axes else np.promote_types(result.dtype, np.float32))
 
 
-def _joined(parts: Array, result: _Result, rows: list[int]) -> Array:
-    if not result.summed:
+def _joined(parts: Array, result: _Result, task: _Task) -> Array:
+    over = _summed_over(result, task)
+    if not over:
         return parts
-    fan_in = None if result.axes else _FAN_IN
-    whole = parts.sum(axis=tuple(range(len(rows))), split_every=fan_in) if rows else parts
+    # gradients of a weight are large: Dask's own number of them at a time
+    whole = parts.sum(axis=tuple(range(len(over)))) if result.axes else summed(parts, len(over))
     return narrowed(whole, result.dtype)
 
 

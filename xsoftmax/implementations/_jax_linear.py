@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from .. import formulas
+from .. import formulas, sums
 from ..arrays import HALF, cast, dtype_name, rounded
 from ..chunks import Plan
 from ..formulas import State
@@ -66,7 +66,7 @@ class _Call(NamedTuple):
         return sweep(of_block, rows, classes, found, self.height, self.width)
 
     def total(self, a: Array) -> Array:
-        return formulas.total(a, (-1,), xp=jnp)
+        return sums.total(a, (-1,), xp=jnp)
 
 
 def linear_cross_entropy(
@@ -356,7 +356,7 @@ def _gradients(call: _Call, state: State, given: _Given) -> tuple[Array, Array, 
 def _back(call: _Call, block: dict[str, Any], g: Array) -> tuple[Array, Any]:
     """g @ factor, and g.T @ x and Σ g; what is absent has gradient 0, and may hold anything."""
     x, factor = (cast(block[name], call.dtype, jnp) for name in ("x", "factor"))
-    grad_bias = formulas.total(g, (-2,), xp=jnp)[0] if "bias" in block else None
+    grad_bias = sums.total(g, (-2,), xp=jnp)[0] if "bias" in block else None
     grad_x = jnp.matmul(g, finite(factor, jnp) if call.p.masked else factor)
     return grad_x, (jnp.matmul(g.T, finite(x, jnp)), grad_bias)
 

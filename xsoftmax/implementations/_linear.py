@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .. import formulas
+from .. import formulas, sums
 from ..arrays import HALF, cast, dtype_name, rounded
 from ..chunks import Pieces, Plan, blocks, of_classes, of_rows, overwrites, taken
 from ..problem import Array, Problem, Rows
@@ -156,7 +156,7 @@ class Linear:
                 some = taken(g, block, 1, classes.start)
                 grad_factor.add(block, xp.matmul(some.T, shown), xp)
                 if self.bias is not None:
-                    grad_bias.add(block, formulas.total(some, (-2,), xp=xp)[0, :], xp)
+                    grad_bias.add(block, sums.total(some, (-2,), xp=xp)[0, :], xp)
         return rounded(grad_x, dtype_name(x), xp)
 
 

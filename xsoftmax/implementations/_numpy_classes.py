@@ -27,19 +27,11 @@ def class_state(p: Problem, x: Array, targets: Array | None, rows: Rows, part: P
         m = np.take_along_axis(x, top[:, None], 1).astype(np.float64)
         if np.isfinite(m).all():
             loss, _ = run("cross_entropy", _of_labels(p, "loss"), x, top, Rows(), xp=xp)
-            return _state(m, np.expm1(loss), x, targets, rows, part, xp)
-    state = State(*(np.empty((len(x), 1), p.compute) for _ in State._fields))
-
-    def work(block: slice) -> None:
-        found = array_api.class_state(p, *_of_block(block, x, targets, rows, part), xp=xp, run=run)
-        for whole, values in zip(state, found, strict=True):
-            whole[block] = values
-
-    _each_block(work, x)
-    return state
+            return _plain_state(m, np.expm1(loss), x, targets, rows, part, xp)
+    return _any_state(p, x, targets, rows, part, xp=xp, run=run)
 
 
-def _state(m: Array, ratio: Array, x: Array, labels: Array | None, rows: Rows, part: Part, xp: Any) -> State:
+def _plain_state(m: Array, ratio: Array, x: Array, labels: Array | None, rows: Rows, part: Part, xp: Any) -> State:
     """`ratio` is q / wm, of which log1p is the loss of the maximum."""
     wm = formulas.weight_of(m, m, part.classes, xp=xp)
     if labels is None:
@@ -66,15 +58,8 @@ def class_grad(
     out: Array | None = None,
 ) -> Array:
     if _is_plain(p, rows, p.labels) and _are_finite(own, state):
-        return _grad(p, x, targets, rows, part, own, state, xp, run, out)
-    grad = np.empty_like(x) if out is None else out
-
-    def work(block: slice) -> None:
-        states = (State(*(a[block] for a in s)) for s in (own, state))
-        grad[block] = array_api.class_grad(p, *_of_block(block, x, targets, rows, part), *states, xp=xp, run=run)
-
-    _each_block(work, x)
-    return grad
+        return _plain_grad(p, x, targets, rows, part, own, state, xp, run, out)
+    return _any_grad(p, x, targets, rows, part, own, state, xp=xp, run=run, out=out)
 
 
 def class_softmax(
@@ -84,8 +69,8 @@ def class_softmax(
     rows = Rows(where)
     if _is_plain(p, rows, True) and _are_finite(own, state):
         of_loss = state._replace(top=0.0, others=1.0)
-        return _grad(p, x, None, rows, part, own, of_loss, xp, run, None)
-    return _softmax(p, x, where, part, own, state, xp=xp, run=run)
+        return _plain_grad(p, x, None, rows, part, own, of_loss, xp, run, None)
+    return _any_softmax(p, x, where, part, own, state, xp=xp, run=run)
 
 
 def _log_softmax(p: Problem, x: Array, where: Array | None, state: State, *, xp: Any, run: Any) -> Array:
@@ -122,17 +107,17 @@ def _softmax_product(
 def _in_blocks(work: Any) -> Any:
     """In blocks that stay in the cache."""
 
-    def in_blocks(p: Problem, x: Array, *given: Any, xp: Any, run: Any) -> Array:
+    def in_blocks(p: Problem, x: Array, *given: Any, xp: Any, run: Any, out: Array | None = None) -> Any:
         parts = [rows for _, rows in cut(1, *x.shape)] or [slice(0, 0)]
 
         def result(block: slice) -> Any:
             return work(p, x[block], *(_taken(a, block) for a in given), xp=xp, run=run)
 
         first = result(parts[0])
-        if len(parts) == 1:
+        if len(parts) == 1 and out is None:
             return first
         arrays = first if isinstance(first, tuple) else (first,)
-        whole = [np.empty((len(x), *a.shape[1:]), a.dtype) for a in arrays]
+        whole = [np.empty((len(x), *a.shape[1:]), a.dtype) for a in arrays] if out is None else [out]
 
         def fill(i: int) -> None:
             found = result(parts[i]) if i else first
@@ -146,10 +131,18 @@ def _in_blocks(work: Any) -> Any:
 
 
 def _taken(a: Any, block: slice) -> Any:
-    return type(a)(*(of_rows(one, block) for one in a)) if isinstance(a, tuple) else of_rows(a, block)
+    if isinstance(a, Rows):
+        return rows_of(a, block)
+    if isinstance(a, Part):
+        return a._replace(kept=of_rows(a.kept, block))
+    if isinstance(a, tuple):
+        return type(a)(*(of_rows(one, block) for one in a))
+    return a[block] if getattr(a, "ndim", 0) == 1 else of_rows(a, block)  # labels
 
 
-_softmax = _in_blocks(array_api.class_softmax)
+_any_state = _in_blocks(array_api.class_state)
+_any_grad = _in_blocks(array_api.class_grad)
+_any_softmax = _in_blocks(array_api.class_softmax)
 class_log_softmax = _in_blocks(_log_softmax)
 class_product_state = _in_blocks(_product_state)
 class_softmax_product = _in_blocks(_softmax_product)
@@ -159,7 +152,7 @@ class_log_softmax_vjp = _in_blocks(array_api.class_log_softmax_vjp)
 class_log_softmax_jvp = _in_blocks(array_api.class_log_softmax_jvp)
 
 
-def _grad(
+def _plain_grad(
     p: Problem,
     x: Array,
     labels: Array | None,
@@ -212,17 +205,3 @@ def _is_plain(p: Problem, rows: Rows, by_label: bool) -> bool:
 
 def _of_labels(p: Problem, wants: str) -> Problem:
     return replace(p, wants=(wants,), labels=True, class_weighted=False)
-
-
-def _of_block(block: slice, x: Array, targets: Array | None, rows: Rows, part: Part) -> tuple[Any, ...]:
-    return (
-        x[block],
-        None if targets is None else targets[block],
-        rows_of(rows, block),
-        part._replace(kept=of_rows(part.kept, block)),
-    )
-
-
-def _each_block(work: Any, x: Array) -> None:
-    parts = [rows for _, rows in cut(1, *x.shape)]
-    each(lambda i: work(parts[i]), len(parts))

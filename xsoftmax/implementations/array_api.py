@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from .. import formulas
+from .. import formulas, sums
 from ..arrays import cast, rounded
 from ..formulas import State
 from ..problem import Array, Problem, Rows
@@ -44,7 +44,7 @@ def signed_logsumexp(p: Problem, x: Array, b: Array, where: Array | None, *, xp:
 
 def softmax_product(p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
     y, v = _product_rows(p, y, v, where, xp)
-    return cast(formulas.softmax_product(y, v, p.axes, xp=xp), p.result, xp)
+    return cast(masked(formulas.softmax_product(y, v, p.axes, xp=xp), where, 0.0, xp), p.result, xp)
 
 
 def _product_rows(p: Problem, y: Array, v: Array, where: Array | None, xp: Any) -> tuple[Array, Array]:
@@ -144,12 +144,12 @@ def class_softmax_product(
     p: Problem, y: Array, v: Array, where: Array | None, state: formulas.ProductState, *, xp: Any, run: Any
 ) -> Array:
     y, v = _product_rows(p, y, v, where, xp)
-    return cast(formulas.softmax_product_of_part(y, v, state, xp=xp), p.result, xp)
+    return cast(masked(formulas.softmax_product_of_part(y, v, state, xp=xp), where, 0.0, xp), p.result, xp)
 
 
 def class_sum(p: Problem, log_y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
     """Σ v"""
-    return formulas.total(masked(cast(v, p.compute, xp), where, 0.0, xp), p.axes, xp=xp)
+    return sums.total(masked(cast(v, p.compute, xp), where, 0.0, xp), p.axes, xp=xp)
 
 
 def class_mean(p: Problem, log_y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
@@ -263,10 +263,9 @@ def _second_order(p: Problem, x: Array, targets: Array, rows: Rows, xp: Any, run
 
 
 def scaled(p: Problem, grad: Array, rows: Rows, xp: Any) -> Array:
-    """Row scale; a row with scale 0 is absent, whatever it holds."""
-    grad = masked(grad, rows.where, 0.0, xp)
+    """Row scale; a row with scale 0 is absent, whatever it holds, and so are classes that are masked."""
     if isinstance(rows.scale, float):
         grad = grad * rows.scale
     elif rows.scale is not None:
         grad = xp.where(rows.scale == 0.0, xp.zeros_like(grad), grad) * rows.scale
-    return cast(grad, p.result, xp)
+    return cast(masked(grad, rows.where, 0.0, xp), p.result, xp)

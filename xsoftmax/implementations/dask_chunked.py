@@ -32,7 +32,6 @@ softmax_product = _dask_operations.softmax_product
 log_softmax_vjp = _dask_operations.log_softmax_vjp
 log_softmax_jvp = _dask_operations.log_softmax_jvp
 cross_entropy = _dask_operations.cross_entropy
-sum_of_rows = _dask_operations.sum_of_rows
 
 signed_logsumexp = array_api.signed_logsumexp
 softmax_jacobian = array_api.softmax_jacobian

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from .. import formulas
+from .. import formulas, sums
 from ..arrays import cast
 from ..problem import Array, Problem, Rows
 from . import _jax_linear
@@ -37,7 +37,7 @@ class _Call(NamedTuple):
         return self.run(operation, self.problem, *arrays, xp=jnp, after="jax_native")
 
     def total(self, x: Array) -> Array:
-        return formulas.total(x, self.problem.axes, xp=jnp)
+        return sums.total(x, self.problem.axes, xp=jnp)
 
 
 _ruled = partial(jax.custom_jvp, nondiff_argnums=(0,))

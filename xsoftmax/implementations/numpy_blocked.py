@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import formulas
+from .. import formulas, sums
 from ..blocks import ELEMENTS
 from ..problem import Array, Problem, Rows
 from . import _numpy_classes, array_api
@@ -166,7 +166,7 @@ def _sum(e: Array, axis: int, x: Array) -> Array:
     """As exact as results in the dtype of x need: NumPy's own sum of 1000 terms is off by some units."""
     if x.dtype == np.float32:
         return np.sum(e, axis=axis, keepdims=True)
-    return formulas.total(e, (-2 if axis == 0 else -1,), xp=np)
+    return sums.total(e, (-2 if axis == 0 else -1,), xp=np)
 
 
 def _sums(turned: _Turned) -> _Sums:
@@ -303,9 +303,7 @@ def _quick_cross_entropy(x: Array, labels: Array) -> Any:
         return None
     m, log_sum = parts
     at_label = x[np.arange(len(x)), labels][:, None]
-    return x.dtype.type(
-        formulas.total(log_sum + np.subtract(m, at_label, dtype=np.float64), (-2,), xp=np)[0, 0] / len(x)
-    )
+    return x.dtype.type(sums.total(log_sum + np.subtract(m, at_label, dtype=np.float64), (-2,), xp=np)[0, 0] / len(x))
 
 
 QUICK = {"softmax": _quick_softmax, "log_softmax": _quick_log_softmax, "cross_entropy": _quick_cross_entropy}
