@@ -6,6 +6,7 @@ formulas, in blocks that stay in the cache, on the threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,16 +23,16 @@ from ._linear import rows_of
 
 
 def class_state(p: Problem, x: Array, targets: Array | None, rows: Rows, part: Part, *, xp: Any, run: Any) -> State:
-    if _is_plain(p, rows, p.labels or targets is None):
+    if _is_plain(p, rows, targets):
         top = np.argmax(x, axis=1)
         m = np.take_along_axis(x, top[:, None], 1).astype(np.float64)
         if np.isfinite(m).all():
             loss, _ = run("cross_entropy", _of_labels(p, "loss"), x, top, Rows(), xp=xp)
-            return _plain_state(m, np.expm1(loss), x, targets, rows, part, xp)
+            return state_of(m, np.expm1(loss), x, targets, rows, part, xp)
     return _any_state(p, x, targets, rows, part, xp=xp, run=run)
 
 
-def _plain_state(m: Array, ratio: Array, x: Array, labels: Array | None, rows: Rows, part: Part, xp: Any) -> State:
+def state_of(m: Array, ratio: Array, x: Array, labels: Array | None, rows: Rows, part: Part, xp: Any) -> State:
     """`ratio` is q / wm, of which log1p is the loss of the maximum."""
     wm = formulas.weight_of(m, m, part.classes, xp=xp)
     if labels is None:
@@ -57,7 +58,7 @@ def class_grad(
     run: Any,
     out: Array | None = None,
 ) -> Array:
-    if _is_plain(p, rows, p.labels) and _are_finite(own, state):
+    if _is_plain(p, rows, targets) and are_finite(own, state):
         return _plain_grad(p, x, targets, rows, part, own, state, xp, run, out)
     return _any_grad(p, x, targets, rows, part, own, state, xp=xp, run=run, out=out)
 
@@ -67,7 +68,7 @@ def class_softmax(
 ) -> Array:
     """The gradient of a loss whose T = 1 is at no class."""
     rows = Rows(where)
-    if _is_plain(p, rows, True) and _are_finite(own, state):
+    if _is_plain(p, rows, None) and are_finite(own, state):
         of_loss = state._replace(top=0.0, others=1.0)
         return _plain_grad(p, x, None, rows, part, own, of_loss, xp, run, None)
     return _any_softmax(p, x, where, part, own, state, xp=xp, run=run)
@@ -75,7 +76,7 @@ def class_softmax(
 
 def _log_softmax(p: Problem, x: Array, where: Array | None, state: State, *, xp: Any, run: Any) -> Array:
     """(x − m) − log1p(q / wm)"""
-    if not (_is_plain(p, Rows(where), True) and _are_finite(state)):
+    if not (_is_plain(p, Rows(where), None) and are_finite(state)):
         return array_api.class_log_softmax(p, x, where, state, xp=xp, run=run)
     d = np.subtract(x, state.m, dtype=np.float64)
     return np.subtract(d, state.log_sum(xp=xp), out=np.empty_like(x), casting="same_kind")
@@ -83,7 +84,7 @@ def _log_softmax(p: Problem, x: Array, where: Array | None, state: State, *, xp:
 
 def _product_state(p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> ProductState:
     """One class at the largest y, whatever the others: a second one with more than half would be no probability."""
-    if not (_is_plain(p, Rows(where), True) and y.dtype == v.dtype == np.float32):
+    if not (_is_plain(p, Rows(where), None) and y.dtype == v.dtype == np.float32):
         return array_api.class_product_state(p, y, v, where, xp=xp, run=run)
     others, at = y.astype(np.float64), np.argmax(y, axis=1)[:, None]
     top, of_top = (np.take_along_axis(a, at, 1).astype(np.float64) for a in (y, v))
@@ -96,7 +97,7 @@ def _product_state(p: Problem, y: Array, v: Array, where: Array | None, *, xp: A
 def _softmax_product(
     p: Problem, y: Array, v: Array, where: Array | None, state: ProductState, *, xp: Any, run: Any
 ) -> Array:
-    if not (_is_plain(p, Rows(where), True) and y.dtype == v.dtype == np.float32):
+    if not (_is_plain(p, Rows(where), None) and y.dtype == v.dtype == np.float32):
         return array_api.class_softmax_product(p, y, v, where, state, xp=xp, run=run)
     pivot, mean = formulas.pivot_and_mean(state, xp=xp)
     d = np.subtract(v, pivot, dtype=np.float64)
@@ -164,14 +165,31 @@ def _plain_grad(
     run: Any,
     out: Array | None,
 ) -> Array:
-    """T y_i = T (s_own / s) y_i of these classes alone; t − T y at one class of each row: the label, if it is here"""
+    """T y_i = T (s_own / s) y_i of these classes alone"""
+
+    def others(at: Array, total: Array) -> Array:
+        w = formulas.weight_of(own.m, state.m, part.classes, xp=xp)
+        share = w * (1.0 + own.q / own.wm) / (state.q + state.wm)
+        _, grad = run("cross_entropy", _of_labels(p, "grad"), x, at[:, 0], Rows(scale=total * share), xp=xp, out=out)
+        return grad
+
+    return grad_of(others, x, labels, rows, part, state, xp)
+
+
+def grad_of(
+    others: Callable[[Array, Array], Array],
+    x: Array,
+    labels: Array | None,
+    rows: Rows,
+    part: Part,
+    state: State,
+    xp: Any,
+) -> Array:
+    """`others(at, T)`, T y_i, but t − T y at one class of each row, `at`: the label, if it is here."""
     at, value, t = _at_label(x, labels, rows, part)
-    w = formulas.weight_of(own.m, state.m, part.classes, xp=xp)
-    share = w * (1.0 + own.q / own.wm) / (state.q + state.wm)
     scale = np.ones(()) if rows.scale is None else np.asarray(rows.scale)
     at_label = scale * formulas.cross_entropy_grad_of_part(value, state, t, 0.0, part.classes, xp=xp)
-    of_others = Rows(scale=scale * state.sum_t * share)
-    _, grad = run("cross_entropy", _of_labels(p, "grad"), x, at[:, 0], of_others, xp=xp, out=out)
+    grad = others(at, scale * state.sum_t)
     np.put_along_axis(grad, at, at_label, 1)
     return grad
 
@@ -193,14 +211,18 @@ def _at_label(x: Array, labels: Array | None, rows: Rows, part: Part) -> tuple[A
     return at, np.take_along_axis(x, at, 1).astype(np.float64), t
 
 
-def _are_finite(*states: State) -> bool:
+def are_finite(*states: State) -> bool:
     return all(np.isfinite(state.m).all() for state in states)
 
 
-def _is_plain(p: Problem, rows: Rows, by_label: bool) -> bool:
+def _is_plain(p: Problem, rows: Rows, targets: Array | None) -> bool:
     """Whether float64 has digits to spare, and nothing but labels and weights is given."""
+    return p.dtype == "float32" and is_without_options(p, rows, targets)
+
+
+def is_without_options(p: Problem, rows: Rows, targets: Array | None) -> bool:
     options = rows.where is not None or p.label_smoothing or p.softcap is not None or p.temperature != 1.0 or p.z_loss
-    return p.dtype == "float32" and by_label and not options
+    return (p.labels or targets is None) and not options
 
 
 def _of_labels(p: Problem, wants: str) -> Problem:

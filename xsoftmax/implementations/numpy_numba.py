@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +12,8 @@ from ..arrays import HALF
 from ..kernels import ACROSS
 from ..problem import Array, Problem
 from ..threads import get_num_threads
+from . import _numba_classes
+from ._numba_calls import TYPES, kernel, memory, step
 from ._numpy_rows import READ, Operations, quick_result
 
 _WIDEST = 1 << 16  # classes of rows that are worked across: a tile is 8 rows wide
@@ -23,9 +24,6 @@ _PIECE = 4096  # elements that are worth a call
 _CODES = {"softmax": 0, "log_softmax": 1, "logsumexp": 2}  # numbers reach a kernel in less time than strings
 _PRODUCT_CODES = {"softmax_product": 0, "log_softmax_jvp": 1, "log_softmax_vjp": 2}
 _LABELS = np.dtype(np.int64)
-_ZERO: dict[Any, Any] = {
-    np.dtype(kind): kind(0) for kind in (np.float32, np.float64)
-}  # stands for the dtype, for Numba
 
 
 @lru_cache(maxsize=1)
@@ -35,12 +33,6 @@ def _missing() -> list[str]:
 
 def refuses(problem: Problem) -> list[str]:
     return _missing()
-
-
-@lru_cache(maxsize=64)
-def _kernel(module: str, name: str) -> Any:
-    """Imported late, with Numba."""
-    return getattr(import_module(f"xsoftmax.kernels.{module}"), name)
 
 
 class _Kernels:
@@ -60,11 +52,12 @@ class _Kernels:
 
     def normalise(self, operation: str, x: Array, y: Array) -> None:
         n, classes = x.shape
-        a, b = _memory(x), _memory(y)
+        a, b = memory(x), memory(y)
         if x.dtype not in READ:
             if operation == "logsumexp" or _are_alike(x, y):
-                kernel = _kernel("halves", "normalise")
-                kernel(_CODES[operation], n, classes, a, *x.strides, b, *y.strides, x.dtype.name == "bfloat16")
+                kernel("halves", "normalise")(
+                    _CODES[operation], n, classes, a, *x.strides, b, *y.strides, x.dtype.name == "bfloat16"
+                )
             else:
                 self.normalise(operation, z := np.array(x, order="C"), z)
                 y[...] = z
@@ -75,11 +68,11 @@ class _Kernels:
         else:
             across = across or y.strides[1] != y.itemsize
             to = (b, *(y.strides if across else y.strides[:1]))
-        like = (_ZERO[x.dtype], _ZERO[y.dtype])
+        like = (TYPES[x.dtype], TYPES[y.dtype])
         if across:
-            _kernel("tiles", operation)(n, classes, a, *x.strides, like[0], *to, like[1])
+            kernel("tiles", operation)(n, classes, a, *x.strides, like[0], *to, like[1])
         else:
-            _kernel("rows", operation)(n, classes, a, x.strides[0], like[0], *to, like[1])
+            kernel("rows", operation)(n, classes, a, x.strides[0], like[0], *to, like[1])
 
     def cross_entropy(
         self,
@@ -93,7 +86,7 @@ class _Kernels:
         loss: Array | None,
     ) -> None:
         n, classes = x.shape
-        by_row = (_memory(zeta), _step(zeta), _memory(scale), _step(scale), _memory(loss))
+        by_row = (memory(zeta), step(zeta), memory(scale), step(scale), memory(loss))
         if x.dtype not in READ:
             if not _are_alike(x, targets, grad):
                 x, targets, into = (None if a is None else np.array(a, order="C") for a in (x, targets, grad))
@@ -101,28 +94,31 @@ class _Kernels:
                 if grad is not None:
                     grad[...] = into
                 return
-            x_at, t_at, g_at = ((_memory(a), *((0, 0) if a is None else a.strides)) for a in (x, targets, grad))
+            x_at, t_at, g_at = ((memory(a), *((0, 0) if a is None else a.strides)) for a in (x, targets, grad))
             brain = x.dtype.name == "bfloat16"
             if labels is not None:
-                kernel = _kernel("halves", "cross_entropy_labels")
-                kernel(n, classes, *x_at, _memory(labels), _memory(weight), *by_row, *g_at, brain)
+                kernel("halves", "cross_entropy_labels")(
+                    n, classes, *x_at, memory(labels), memory(weight), *by_row, *g_at, brain
+                )
             else:
-                _kernel("halves", "cross_entropy_dense")(n, classes, *x_at, *t_at, *by_row, *g_at, brain)
+                kernel("halves", "cross_entropy_dense")(n, classes, *x_at, *t_at, *by_row, *g_at, brain)
             return
         across = classes <= ACROSS or any(a is not None and a.strides[1] != a.itemsize for a in (x, targets, grad))
-        like = _ZERO[x.dtype]
-        into = like if grad is None else _ZERO[grad.dtype]
+        like = TYPES[x.dtype]
+        into = like if grad is None else TYPES[grad.dtype]
         steps = [(0, 0) if a is None else a.strides for a in (x, targets, grad)]
         (x_at, t_at, g_at) = (
-            (_memory(a), *(s if across else s[:1])) for a, s in zip((x, targets, grad), steps, strict=True)
+            (memory(a), *(s if across else s[:1])) for a, s in zip((x, targets, grad), steps, strict=True)
         )
         module = "tiles" if across else "row_losses"
         if labels is not None:
-            kernel = _kernel(module, "cross_entropy_labels")
-            kernel(n, classes, *x_at, like, _memory(labels), _memory(weight), *by_row, *g_at, into)
+            kernel(module, "cross_entropy_labels")(
+                n, classes, *x_at, like, memory(labels), memory(weight), *by_row, *g_at, into
+            )
         else:
-            kernel = _kernel(module, "cross_entropy_dense")
-            kernel(n, classes, *x_at, like, *t_at, _ZERO[targets.dtype], *by_row, *g_at, into)
+            kernel(module, "cross_entropy_dense")(
+                n, classes, *x_at, like, *t_at, TYPES[targets.dtype], *by_row, *g_at, into
+            )
 
     def product(self, operation: str, y: Array, v: Array, to: Array) -> None:
         if any(a.strides[1] != a.itemsize for a in (y, v, to)):
@@ -131,18 +127,14 @@ class _Kernels:
             to[...] = result
             return
         if y.dtype not in READ:
-            steps = [part for a in (y, v, to) for part in (_memory(a), a.strides[0])]
-            _kernel("halves", "product")(_PRODUCT_CODES[operation], *y.shape, *steps, y.dtype.name == "bfloat16")
+            steps = [part for a in (y, v, to) for part in (memory(a), a.strides[0])]
+            kernel("halves", "product")(_PRODUCT_CODES[operation], *y.shape, *steps, y.dtype.name == "bfloat16")
             return
-        arguments = [part for a in (y, v, to) for part in (_memory(a), a.strides[0], _ZERO[a.dtype])]
+        arguments = [part for a in (y, v, to) for part in (memory(a), a.strides[0], TYPES[a.dtype])]
         if operation == "softmax_product":
-            _kernel("row_losses", "softmax_product")(*y.shape, *arguments)
+            kernel("row_losses", "softmax_product")(*y.shape, *arguments)
         else:
-            _kernel("row_losses", "log_softmax_product")(*y.shape, *arguments, operation == "log_softmax_vjp")
-
-
-def _memory(a: Array | None) -> int:
-    return 0 if a is None else a.__array_interface__["data"][0]
+            kernel("row_losses", "log_softmax_product")(*y.shape, *arguments, operation == "log_softmax_vjp")
 
 
 def _are_alike(*arrays: Array | None) -> bool:
@@ -150,37 +142,33 @@ def _are_alike(*arrays: Array | None) -> bool:
     return len({a.strides[1] == a.itemsize for a in arrays if a is not None}) == 1
 
 
-def _step(a: Array | None) -> int:
-    return 0 if a is None else a.strides[0]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # small arrays (n, C), side by side in memory and writeable, along the last axis, without options
 
 
-def _quick_like_logits(kernel: str, x: Array, out: Array | None) -> Array | None:
+def _quick_like_logits(name: str, x: Array, out: Array | None) -> Array | None:
     if (y := quick_result(out, x)) is not None:
-        _kernel("small", kernel)(x, y)
+        kernel("small", name)(x, y)
     return y
 
 
 def _quick_logsumexp(x: Array) -> Array:
     y = np.empty(len(x), x.dtype)
-    _kernel("small", "logsumexp")(x, y)
+    kernel("small", "logsumexp")(x, y)
     return y
 
 
 def _quick_cross_entropy(x: Array, labels: Array) -> Any:
     if not _are_plain(labels, x):
         return None
-    mean = _kernel("small", "mean_cross_entropy")(x, labels, np.empty(len(x)))
+    mean = kernel("small", "mean_cross_entropy")(x, labels, np.empty(len(x)))
     return None if mean == -1.0 else x.dtype.type(mean)
 
 
 def _quick_cross_entropy_and_grad(x: Array, labels: Array, out: Array | None) -> tuple[Any, Array] | None:
     if not _are_plain(labels, x) or (grad := quick_result(out, x, labels)) is None:
         return None
-    mean = _kernel("small", "mean_cross_entropy_and_grad")(x, labels, np.empty(len(x)), grad)
+    mean = kernel("small", "mean_cross_entropy_and_grad")(x, labels, np.empty(len(x)), grad)
     return None if mean == -1.0 else (x.dtype.type(mean), grad)
 
 
@@ -202,6 +190,12 @@ softmax = _operations.softmax
 log_softmax = _operations.log_softmax
 logsumexp = _operations.logsumexp
 cross_entropy = _operations.cross_entropy
+class_state = _numba_classes.class_state
+class_grad = _numba_classes.class_grad
+class_softmax = _numba_classes.class_softmax
+class_log_softmax = _numba_classes.class_log_softmax
+class_product_state = _numba_classes.class_product_state
+class_softmax_product = _numba_classes.class_softmax_product
 softmax_product = _operations.softmax_product
 log_softmax_vjp = _operations.log_softmax_vjp
 log_softmax_jvp = _operations.log_softmax_jvp

@@ -31,29 +31,29 @@ from .exponentials import (
 from .vector_math import EXACT, exp, item, jit, log1p, pointer
 
 _LN2 = math.log(2.0)
-_ROWS = 16  # of a group, at most
+ROWS = 16  # of a group, at most
 _KEPT_TOGETHER = 1024  # classes of a group: exponentials, logits and results share the L1 cache
-_SUMMED_TOGETHER = 2048
+SUMMED_TOGETHER = 2048
 
 
 @jit(**EXACT)
-def _group(classes: int, together: int, x_type: Any) -> int:
-    return max(1, min(_ROWS, together * 4 // (item(x_type) * classes)))
+def group_of(classes: int, together: int, x_type: Any) -> int:
+    return max(1, min(ROWS, together * 4 // (item(x_type) * classes)))
 
 
 @jit(**EXACT)
 def softmax(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_step: int, y_type: Any) -> None:
-    group, keep = _group(classes, _KEPT_TOGETHER, x_type), classes <= KEPT
+    group, keep = group_of(classes, _KEPT_TOGETHER, x_type), classes <= KEPT
     space = buffer(group * classes)
     w, pitch = space.ctypes.data, 8 * classes
-    numbers = np.ones(2 * _ROWS)
-    sums, ratios = pointer(numbers.ctypes.data, np.float64), pointer(numbers.ctypes.data + 8 * _ROWS, np.float64)
+    numbers = np.ones(2 * ROWS)
+    sums, ratios = pointer(numbers.ctypes.data, np.float64), pointer(numbers.ctypes.data + 8 * ROWS, np.float64)
     for first in range(0, n, group):
         rows = min(group, n - first)
         for i in range(rows):
             row, to = x + (first + i) * x_step, y + (first + i) * y_step
             sums[i], _ = at_once(row, x_type, classes, None, w + i * pitch, keep, to)
-        for i in range(_ROWS):  # all, also of fewer rows: each in the same place of the same instruction
+        for i in range(ROWS):  # all, also of fewer rows: each in the same place of the same instruction
             ratios[i] = 1.0 / sums[i]
         for i in range(rows):
             row, to, e = x + (first + i) * x_step, y + (first + i) * y_step, w + i * pitch
@@ -75,34 +75,45 @@ def softmax(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_st
 
 
 @jit(**EXACT)
+def ratios(
+    n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_step: int, largest: Any, found: Any, w: int
+) -> None:  # fmt: skip
+    """m and q / wm of each row of a group; m = nan or ∞: nothing else counts. y: what will be written, or 0."""
+    for i in range(n):
+        row = x + i * x_step
+        to = y + i * y_step if y else 0
+        found[i], m = at_once(row, x_type, classes, pointer(row, x_type)[0], None, False, to)
+        largest[i] = m
+    for i in range(ROWS):  # as in softmax
+        wm = exp(moderate(largest[i], x_type), bias(x_type), x_type)
+        q = found[i] - wm
+        otherwise = -1.0 if ordinary(found[i], x_type) else math.nan
+        found[i] = q / wm if otherwise < 0.0 and has_digits(largest[i], q, wm, x_type) else otherwise
+    for i in range(n):
+        if not found[i] >= 0.0:
+            known = found[i] < 0.0
+            largest[i], _, _, wm, q = exactly(x + i * x_step, x_type, classes, largest[i], known, w, False)
+            found[i] = q / wm
+
+
+@jit(**EXACT)
 def _logarithms(
     n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_step: int, largest: Any, logarithms: Any, w: int
 ) -> None:  # fmt: skip
-    """m and log Σ exp(x − m) of each row of a group; m = nan or ∞: nothing else counts. y: what will be written."""
-    for i in range(n):
-        row = x + i * x_step
-        logarithms[i], m = at_once(row, x_type, classes, pointer(row, x_type)[0], None, False, y + i * y_step)
-        largest[i] = m
-    for i in range(_ROWS):  # as in softmax
-        wm = exp(moderate(largest[i], x_type), bias(x_type), x_type)
-        q = logarithms[i] - wm
-        otherwise = -1.0 if ordinary(logarithms[i], x_type) else math.nan
-        logarithms[i] = log1p(q / wm) if otherwise < 0.0 and has_digits(largest[i], q, wm, x_type) else otherwise
-    for i in range(n):
-        if not logarithms[i] >= 0.0:
-            known = logarithms[i] < 0.0
-            largest[i], _, _, wm, q = exactly(x + i * x_step, x_type, classes, largest[i], known, w, False)
-            logarithms[i] = log1p(q / wm)
+    """m and log Σ exp(x − m)."""
+    ratios(n, classes, x, x_step, x_type, y, y_step, largest, logarithms, w)
+    for i in range(ROWS):
+        logarithms[i] = log1p(logarithms[i])
 
 
 @jit(**EXACT)
 def log_softmax(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_step: int, y_type: Any) -> None:
-    group = _group(classes, _SUMMED_TOGETHER, x_type)
+    group = group_of(classes, SUMMED_TOGETHER, x_type)
     space = np.empty(BLOCK)
     w = space.ctypes.data
     d = pointer(w, np.float64)
-    numbers = np.ones(2 * _ROWS)
-    largest, logarithms = pointer(numbers.ctypes.data, np.float64), pointer(numbers.ctypes.data + 8 * _ROWS, np.float64)
+    numbers = np.ones(2 * ROWS)
+    largest, logarithms = pointer(numbers.ctypes.data, np.float64), pointer(numbers.ctypes.data + 8 * ROWS, np.float64)
     for first in range(0, n, group):
         rows = min(group, n - first)
         at, into = x + first * x_step, y + first * y_step
@@ -130,10 +141,10 @@ def log_softmax(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, 
 
 @jit(**EXACT)
 def logsumexp(n: int, classes: int, x: int, x_step: int, x_type: Any, y: int, y_step: int, y_type: Any) -> None:
-    group = _group(classes, _SUMMED_TOGETHER, x_type)
+    group = group_of(classes, SUMMED_TOGETHER, x_type)
     space = np.empty(BLOCK)
-    numbers = np.ones(2 * _ROWS)
-    largest, logarithms = pointer(numbers.ctypes.data, np.float64), pointer(numbers.ctypes.data + 8 * _ROWS, np.float64)
+    numbers = np.ones(2 * ROWS)
+    largest, logarithms = pointer(numbers.ctypes.data, np.float64), pointer(numbers.ctypes.data + 8 * ROWS, np.float64)
     for first in range(0, n, group):
         rows = min(group, n - first)
         at = x + first * x_step

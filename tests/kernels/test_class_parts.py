@@ -1,0 +1,181 @@
+"""Some classes of a row by Numba, judged by the formulas in float64."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from xsoftmax import formulas
+from xsoftmax.formulas import Part
+from xsoftmax.implementations import array_api
+from xsoftmax.problem import Problem, Rows
+
+pytest.importorskip("numba")
+
+from xsoftmax.implementations import numpy_numba
+
+pytestmark = pytest.mark.backend("numpy")
+
+RNG = np.random.default_rng(21)
+CLASSES = 3 * 2100
+LARGEST = np.finfo(np.float32).max
+
+
+def fallback(*args, **kwargs):
+    raise AssertionError("the kernels take this")
+
+
+def problem(dtype, **options):
+    return Problem("test", "numpy", "ndarray", dtype, "float64", dtype, (-1,), labels=True, **options)
+
+
+def ordinary(shape):
+    return RNG.normal(scale=3.0, size=shape)
+
+
+def far_apart(shape):
+    return RNG.normal(scale=200.0, size=shape)
+
+
+def shifted(shape):
+    return 1e4 + RNG.normal(size=shape)
+
+
+def tied(shape):
+    return np.round(RNG.normal(size=shape))
+
+
+def with_absent_classes(shape):
+    x = RNG.normal(size=shape)
+    x[RNG.random(shape) < 0.4] = -np.inf
+    x[:, 5] = 0.25
+    return x
+
+
+def huge(shape):
+    x = RNG.normal(size=shape) * 1e37
+    x[:, 3] = -LARGEST
+    x[0, 4] = LARGEST
+    return x
+
+
+def confident(shape):
+    x = RNG.normal(size=shape)
+    x[:, 7] = 40.0
+    return x
+
+
+ROWS = [ordinary, far_apart, shifted, tied, with_absent_classes, huge, confident]
+# the other two parts of the rows, or none
+PARTS = {"the whole": (0, CLASSES), "short": (40, 33), "middle": (1000, 1500), "long": (1500, 3000)}
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=ROWS, ids=lambda make: make.__name__)
+def rows(request, dtype):
+    return request.param((19, CLASSES)).astype(dtype)
+
+
+@pytest.fixture(params=PARTS.values(), ids=PARTS)
+def part(request):
+    start, size = request.param
+    return slice(start, start + size)
+
+
+def state_of(x, labels=None, weight=None, part=slice(0, CLASSES)):
+    """By the formulas."""
+    wide = problem("float64", class_weighted=weight is not None)
+    weight = None if weight is None else weight[part]
+    place = Part(part.start, CLASSES, CLASSES)
+    rows = Rows(weight=weight)
+    return array_api.class_state(wide, x[:, part].astype(np.float64), labels, rows, place, xp=np, run=None)
+
+
+def close(found, expected, dtype, ulps):
+    """In ulps of float64, or rounded once more to float32."""
+    if dtype == "float32":
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_max_ulp(found, expected.astype(np.float32), 1)
+    else:
+        np.testing.assert_allclose(found, expected, rtol=ulps * np.finfo(np.float64).eps, atol=1e-320)
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_states(rows, part, with_labels, dtype):
+    labels = RNG.integers(CLASSES, size=len(rows)) if with_labels else None
+    weight = RNG.random(CLASSES) if with_labels else None
+    place = Part(part.start, CLASSES, CLASSES)
+    given = Rows(weight=None if weight is None else weight[part])
+    found = numpy_numba.class_state(problem(dtype), rows[:, part], labels, given, place, xp=np, run=fallback)
+    expected = state_of(rows, labels, weight, part)
+    np.testing.assert_array_equal(found.m, expected.m)
+    # exponentials for float32 have 33 bits, a quotient of two 32, and none is below exp(−150)
+    rtol, lost = (2.0**-32, 1e-61 * CLASSES) if dtype == "float32" else (2e-15, 0.0)
+    for name in ("wm", "top", "others", "far"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=2e-15, err_msg=name)
+    np.testing.assert_allclose(found.q / found.wm, expected.q / expected.wm, rtol=rtol, atol=lost)
+
+
+def test_softmax_and_log_softmax(rows, part, dtype):
+    own, state = state_of(rows, part=part), state_of(rows)
+    p, place = problem(dtype), Part(part.start, CLASSES, CLASSES)
+    wide = problem("float64"), rows[:, part].astype(np.float64), None
+    found = numpy_numba.class_softmax(p, rows[:, part], None, place, own, state, xp=np, run=fallback)
+    expected = array_api.class_softmax(*wide, place, own, state, xp=np, run=None)
+    close(found, expected, dtype, 6)
+    if dtype == "float32":
+        found = numpy_numba.class_log_softmax(p, rows[:, part], None, state, xp=np, run=fallback)
+        with np.errstate(over="ignore"):
+            close(found, array_api.class_log_softmax(*wide, state, xp=np, run=None), dtype, 6)
+
+
+def test_gradient(rows, part, dtype):
+    labels, scale = RNG.integers(CLASSES, size=len(rows)), RNG.random((len(rows), 1))
+    labels[:2] = 7
+    scale[3] = 0.0
+    weight = RNG.random(CLASSES)
+    own, state = (state_of(rows, labels, weight, some) for some in (part, slice(0, CLASSES)))
+    given, place = Rows(weight=weight[part], scale=scale), Part(part.start, CLASSES, CLASSES)
+    p = problem(dtype, class_weighted=True)
+    x = rows[:, part].copy()
+    found = numpy_numba.class_grad(p, x, labels, given, place, own, state, xp=np, run=fallback, out=x)
+    assert found is x
+    wide = replace(p, dtype="float64", result="float64")
+    wide_x = rows[:, part].astype(np.float64)
+    expected = array_api.class_grad(wide, wide_x, labels, given, place, own, state, xp=np, run=None)
+    close(found, expected, dtype, 8)
+
+
+@pytest.mark.parametrize("sure", [False, True])
+def test_softmax_product(part, sure):
+    y = formulas.softmax(RNG.normal(scale=3.0, size=(19, CLASSES)), (-1,), xp=np)
+    if sure:
+        y[:, 1200], y[2, :] = 1.0 - 2.0**-20, 0.6  # the third is no probability
+    y, v = y.astype(np.float32), RNG.normal(size=y.shape).astype(np.float32)
+    p, wide = problem("float32"), (y[:, part].astype(np.float64), v[:, part].astype(np.float64))
+    own = numpy_numba.class_product_state(p, y[:, part], v[:, part], None, xp=np, run=fallback)
+    others = [
+        formulas.product_state(y[:, some].astype(np.float64), v[:, some].astype(np.float64), (-1,), xp=np)
+        for some in (slice(0, part.start), slice(part.stop, CLASSES))
+        if some.stop > some.start
+    ]
+    state = own
+    for other in others:
+        state = formulas.merged_products(state, other, xp=np)
+    whole = formulas.product_state(y.astype(np.float64), v.astype(np.float64), (-1,), xp=np)
+    found = numpy_numba.class_softmax_product(p, y[:, part], v[:, part], None, state, xp=np, run=fallback)
+    expected = formulas.softmax_product_of_part(*wide, whole, xp=np)
+    magnitude = np.abs(wide[0]) * (np.abs(wide[1]) + np.sum(np.abs(y * v.astype(np.float64)), axis=1, keepdims=True))
+    assert np.all(np.abs(found - expected) <= 0.5 * np.spacing(magnitude.astype(np.float32)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_rows_without_a_maximum_are_left_to_the_formulas(value):
+    x = RNG.normal(size=(3, 100)).astype(np.float32)
+    x[1, 4] = value
+    with pytest.raises(AssertionError, match="the kernels take this"):
+        numpy_numba.class_state(problem("float32"), x, None, Rows(), Part(0, 100, 100), xp=np, run=fallback)

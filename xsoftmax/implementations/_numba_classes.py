@@ -1,0 +1,120 @@
+"""Parts of rows of NumPy arrays (n, C) by kernels, without options; the others as `numpy_blocked` has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..blocks import cut
+from ..formulas import Part, ProductState, State, pivot_and_mean
+from ..kernels import ACROSS
+from ..problem import Array, Problem, Rows
+from ..threads import each
+from ._numba_calls import TYPES, kernel, memory
+from ._numpy_classes import are_finite, grad_of, is_without_options, state_of
+from ._numpy_rows import READ
+
+_ELEMENTS = 1 << 18  # of a block: 0.1 ms at least, against 10 µs for a call from the pool
+
+
+def class_state(p: Problem, x: Array, targets: Array | None, rows: Rows, part: Part, *, xp: Any, run: Any) -> State:
+    if _are_read(x) and is_without_options(p, rows, targets):
+        m, ratio = (np.empty((len(x), 1)) for _ in range(2))
+        _on_rows("states", x, m, ratio)
+        if np.isfinite(m).all():
+            return state_of(m, ratio, x, targets, rows, part, xp)
+    return run("class_state", p, x, targets, rows, part, xp=xp, after="numpy_numba")
+
+
+def class_grad(
+    p: Problem,
+    x: Array,
+    targets: Array,
+    rows: Rows,
+    part: Part,
+    own: State,
+    state: State,
+    *,
+    xp: Any,
+    run: Any,
+    out: Array | None = None,
+) -> Array:
+    if _are_read(x) and is_without_options(p, rows, targets) and are_finite(own, state):
+        grad = np.empty_like(x) if out is None else out
+        if _are_read(grad):
+            return _grad(x, targets, rows, part, state, grad, xp)
+    return run("class_grad", p, x, targets, rows, part, own, state, xp=xp, after="numpy_numba", out=out)
+
+
+def class_softmax(
+    p: Problem, x: Array, where: Array | None, part: Part, own: State, state: State, *, xp: Any, run: Any
+) -> Array:
+    if _are_read(x) and is_without_options(p, Rows(where), None) and are_finite(own, state):
+        y = np.empty_like(x)
+        _on_rows("softmax", x, state.m, 1.0 / (1.0 + state.q / state.wm), y)
+        return y
+    return run("class_softmax", p, x, where, part, own, state, xp=xp, after="numpy_numba")
+
+
+def class_log_softmax(p: Problem, x: Array, where: Array | None, state: State, *, xp: Any, run: Any) -> Array:
+    if _has_digits(x) and is_without_options(p, Rows(where), None) and are_finite(state):
+        y = np.empty_like(x)
+        _on_rows("log_softmax", x, state.m, state.log_sum(xp=xp), y)
+        return y
+    return run("class_log_softmax", p, x, where, state, xp=xp, after="numpy_numba")
+
+
+def class_product_state(p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> ProductState:
+    if where is None and _has_digits(y) and _has_digits(v):
+        state = np.empty((len(y), len(ProductState._fields)))
+        _on_rows("product_states", y, v, state)
+        return ProductState(*(state[:, i : i + 1] for i in range(state.shape[1])))
+    return run("class_product_state", p, y, v, where, xp=xp, after="numpy_numba")
+
+
+def class_softmax_product(
+    p: Problem, y: Array, v: Array, where: Array | None, state: ProductState, *, xp: Any, run: Any
+) -> Array:
+    if where is None and _has_digits(y) and _has_digits(v):
+        result = np.empty_like(y)
+        _on_rows("product", y, v, *pivot_and_mean(state, xp=xp), result)
+        return result
+    return run("class_softmax_product", p, y, v, where, state, xp=xp, after="numpy_numba")
+
+
+def _grad(x: Array, labels: Array, rows: Rows, part: Part, state: State, grad: Array, xp: Any) -> Array:
+    def others(at: Array, total: Array) -> Array:
+        _on_rows("softmax", x, state.m, total / (1.0 + state.q / state.wm), grad)
+        return grad
+
+    return grad_of(others, x, labels, rows, part, state, xp)
+
+
+def _are_read(x: Array) -> bool:
+    side_by_side = x.strides[1] == x.itemsize and x.flags.aligned
+    return x.dtype in READ and side_by_side and x.shape[1] > ACROSS and len(x) > 0
+
+
+def _has_digits(x: Array) -> bool:
+    """Whether float64 has digits to spare."""
+    return _are_read(x) and x.itemsize == 4
+
+
+def _on_rows(name: str, *arrays: Array) -> None:
+    """In blocks of rows, on the threads. Matrices are an address, a step and a type, numbers of rows an address."""
+    function = kernel("class_parts", name)
+    n, classes = arrays[0].shape
+    arrays = tuple(a if a.shape[1] > 1 else np.ascontiguousarray(np.broadcast_to(a, (n, 1))) for a in arrays)
+    blocks = [rows for _, rows in cut(1, n, classes, _ELEMENTS)]
+
+    def work(i: int) -> None:
+        arguments: list[Any] = []
+        for a in arrays:
+            block = a[blocks[i]]
+            arguments.append(memory(block))
+            if a.shape[1] > 1:
+                arguments += [block.strides[0], TYPES[a.dtype]]
+        function(len(arrays[0][blocks[i]]), classes, *arguments)
+
+    each(work, len(blocks))
