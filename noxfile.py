@@ -25,7 +25,8 @@ OTHERS = [version for version in nox.project.python_versions(PYPROJECT) if versi
 
 STRICT = ["array-api-strict", *(f"array-api-strict:{device}" for device in ("device1", "no_float64", "no_x64"))]
 LIBRARIES = ["torch", "jax", "dask", "array-api-strict", "ndonnx", "mlx", "cubed", "marray", "sparse"]
-SLOW = ["dask", "ndonnx"]  # 0.1 s and more a call; cubed takes still longer
+SLOWEST = ["ndonnx", "cubed"]
+OF_NAMES = [f"tests/test_{name}.py" for name in ("lazy", "functions", "misuse")]  # values are in `agreement`
 MATRIX = "tests/test_contract.py"
 CUDA = "tests/kernels/cuda"
 CLUSTER = "tests/distributed"
@@ -33,6 +34,7 @@ VALUES = [  # tests of the mathematics and of the tools around it, which no othe
     *(f"tests/{name}" for name in ("implementations", "kernels", "verify")),
     *(f"tests/test_{name}.py" for name in ("accuracy_cases", "benchmarks", "formulas", "gpu_benchmarks", "properties")),
 ]
+PARTS = "-cross_entropy- or -cross_entropy_grad-"  # of `cross_entropy_and_grad`
 EACH_OPERATION = ["softmax", "log_softmax_vjp", "cross_entropy_and_grad"]
 
 
@@ -63,6 +65,12 @@ def without_matrix(session):
 
 def _float32(verbs):
     return " or ".join(f"-{verb}-float32" for verb in verbs)
+
+
+def _of_32_bit():
+    """Half precision is computed as float32 is."""
+    halves = " or ".join(f"-{verb}-" for verb in ("softmax", "cross_entropy_and_grad", "linear_cross_entropy"))
+    return f"not jitted and not ({PARTS}) and (-float32 or {halves})"
 
 
 def flavours(library):
@@ -100,7 +108,7 @@ def test_cupy(session, version):
     ],
 )
 def tests(session, library):
-    """Every test of one backend; `numba` are those of NumPy with Numba's kernels; other Pythons: all but values."""
+    """The tests of one backend; `numba` are those of NumPy with Numba's kernels; other Pythons: all but values."""
     if library == "cupy":
         version, reason = cuda_driver()
         if not version:
@@ -108,23 +116,25 @@ def tests(session, library):
         test_cupy(session, version)
     elif library == "jax-x32":
         install(session, "jax", "cli", "test")
-        both = "--ignore=tests/implementations"  # rules and programs are tested in 32 and 64 bit, whatever is set
-        run_tests(session, ["jax"], both, *without_matrix(session), x64="0")
-        run_tests(session, ["jax"], MATRIX, "-k=not jitted", x64="0")
+        # what float32 alone can spoil; rules and programs have their tests in 32 bit in `jax`
+        run_tests(session, ["jax"], "tests/test_accuracy_cases.py", "tests/test_functions.py", x64="0")
+        run_tests(session, ["jax"], MATRIX, f"-k={_of_32_bit()}", x64="0")
     elif library == "numba":
         install(session, "numba", "cli", "test")
-        run_tests(session, ["numpy"])
+        run_tests(session, ["numpy"], "--ignore=tests/verify")
         # without AVX-512, whatever this machine has
         session.env["NUMBA_CPU_NAME"] = "haswell"
         session.env["NUMBA_CPU_FEATURES"] = "+avx2,+fma,-avx512f"
-        each = f"-k={_float32(EACH_OPERATION)} or test_numpy_rows"
-        run_tests(session, ["numpy"], MATRIX, "tests/implementations/test_numpy_rows.py", each)
+        run_tests(session, ["numpy"], MATRIX, f"-k={_float32(EACH_OPERATION)}")
     elif session.python != HERE:
         install(session, library, "cli", "test")
         run_tests(session, ["numpy"], *without_matrix(session), *(f"--ignore={path}" for path in VALUES))
     else:
         install(session, library, "cli", "test")
-        run_tests(session, flavours(library), *without_matrix(session))
+        if library in SLOWEST and not session.posargs:
+            run_tests(session, flavours(library), *OF_NAMES)
+        else:
+            run_tests(session, flavours(library), *without_matrix(session))
 
 
 @nox.session
@@ -138,9 +148,16 @@ def gpu(session):
 
 @nox.session
 def kernels(session):
-    """The CUDA kernels without a GPU: run by a host compiler, and compiled for every architecture."""
+    """The CUDA kernels without a GPU: run by a host compiler, and one of each compiled for every architecture."""
     install(session, "kernels", "cli", "test", constraints=())
-    run_tests(session, ["numpy"], CUDA)
+    run_tests(session, ["numpy"], CUDA, "-k=not test_every_kernel")
+
+
+@nox.session
+def every_kernel(session):
+    """Every CUDA kernel compiled for sm_90, with its registers and spills; for changes of the kernels."""
+    install(session, "kernels", "cli", "test", constraints=())
+    run_tests(session, ["numpy"], CUDA, "-k=test_every_kernel", "-rP")
 
 
 @nox.session
@@ -150,17 +167,19 @@ def agreement(session):
     names = ["numpy", *(name for library in LIBRARIES for name in flavours(library))]
     run_tests(session, names, "tests/test_agreement.py")
     # left out: the float32 exp of mlx is off by up to 42 ulp, and sparse warns of 0 · ∞ in its fill values
-    fast = [name for name in names if name not in (*SLOW, "cubed", "mlx", "sparse")]
-    run_tests(session, fast, MATRIX, "tests/test_losses.py", "tests/verify")
-    run_tests(session, SLOW, MATRIX, f"-k={_float32(EACH_OPERATION)}")
-    run_tests(session, ["cubed"], MATRIX, f"-k={_float32(['softmax'])}")
+    names = [name for name in names if name not in ("mlx", "sparse")]
+    slow = f"(dask or ndonnx) and ({_float32(EACH_OPERATION)}) or cubed-softmax-float32"
+    with_parts = "numpy or torch or jitted"  # loss and gradient alone have kernels of their own in NumPy and PyTorch
+    formulas = f"(jax or strict or marray) and not ({PARTS})"
+    run_tests(session, names, MATRIX, f"-k={with_parts} or {formulas} or {slow}")
 
 
 @nox.session(python="3.11")
 def oldest(session):
     """The lowest versions that are supported."""
     install(session, "oldest", constraints=())
-    run_tests(session, ["numpy", *STRICT, "jax", "dask"], *without_matrix(session))
+    of_values = (path for path in VALUES if path != "tests/implementations")
+    run_tests(session, ["numpy", "jax", "dask"], *without_matrix(session), *(f"--ignore={path}" for path in of_values))
 
 
 @nox.session

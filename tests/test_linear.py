@@ -73,7 +73,7 @@ def test_every_backend(xb, options, chunk_size):
     found = call("linear_cross_entropy_and_grad", xb, X, FACTOR, targets, chunk_size=chunk_size, **options)
     expected = of_logits(X, FACTOR, targets, **options)
     assert_all_close(xb, found, expected)
-    if xb.name not in SLOW:
+    if xb.name not in SLOW and (xb.name != "jax" or options == "plain"):  # JAX compiles each for seconds
         loss = call("linear_cross_entropy", xb, X, FACTOR, targets, chunk_size=chunk_size, **options)
         assert_close(xb, loss, expected[0])
 

@@ -140,7 +140,7 @@ def test_every_kernel(compiler, arithmetic, architecture, tmp_path):
     check(compiler, list(instantiations(arithmetic, clusters=architecture >= 90)), architecture, tmp_path)
 
 
-@pytest.mark.parametrize("architecture", [70, 80, 100, 120])
+@pytest.mark.parametrize("architecture", [70, 80, 90, 100, 120])
 def test_one_of_each_kernel(compiler, architecture, tmp_path):
     problem = cuda.Problem("Float32Pairs", "bfloat16", "label_loss")
     names = kernels(problem, {"packed": (13, 301, 30_001, 100_001, 3_000_001)}, clusters=architecture >= 90)
