@@ -95,6 +95,13 @@ def state_of(x, labels=None, weight=None, part=slice(0, CLASSES)):
     return array_api.class_state(wide, x[:, part].astype(np.float64), labels, rows, place, xp=np, run=None)
 
 
+def state_of_all(x):
+    """With T = 1 at the first class."""
+    classes = x.shape[1]
+    wide, labels = problem("float64"), np.zeros(len(x), int)
+    return array_api.class_state(wide, x.astype(np.float64), labels, Rows(), Part(0, classes, classes), xp=np, run=None)
+
+
 def close(found, expected, dtype, ulps):
     """In ulps of float64, or rounded once more to float32."""
     if dtype == "float32":
@@ -148,6 +155,36 @@ def test_gradient(rows, part, dtype):
     wide_x = rows[:, part].astype(np.float64)
     expected = array_api.class_grad(wide, wide_x, labels, given, place, own, state, xp=np, run=None)
     close(found, expected, dtype, 8)
+
+
+def test_a_large_scale_brings_nothing_back(dtype):
+    """Nor does it lose what it brings into reach."""
+    x = np.zeros((2, 100), dtype)
+    x[:, 10], x[:, 11] = -np.inf, -600.0 if dtype == "float64" else -150.0
+    x[1] += 700.0
+    large = 1e250 if dtype == "float64" else 1e35
+    labels, state = np.zeros(2, int), state_of_all(x)
+    rows, place = Rows(scale=np.full((2, 1), large)), Part(0, 100, 100)
+    grad = numpy_numba.class_grad(problem(dtype), x, labels, rows, place, state, state, xp=np, run=fallback)
+    np.testing.assert_array_equal(grad[:, 10], 0.0)
+    expected = (np.exp(x[:1, 11], dtype=np.float64) / 98 * large).astype(dtype)
+    np.testing.assert_allclose(grad[:, 11], [*expected, *expected], rtol=2 * np.finfo(dtype).eps)
+
+
+def test_blocks_that_repeat_a_row(dtype):
+    """Their rows have a step of 0, which results have not."""
+    row = RNG.normal(size=100).astype(dtype)
+    x = np.broadcast_to(row, (5, 100))
+    state, p, place = state_of_all(x), problem(dtype), Part(0, 100, 100)
+    y = numpy_numba.class_softmax(p, x, None, place, state, state, xp=np, run=fallback)
+    expected = formulas.softmax(row.astype(np.float64), (-1,), xp=np)
+    np.testing.assert_allclose(y, np.broadcast_to(expected, x.shape), rtol=2 * np.finfo(dtype).eps)
+    if dtype == "float32":
+        log_y = numpy_numba.class_log_softmax(p, x, None, state, xp=np, run=fallback)
+        np.testing.assert_allclose(log_y, np.broadcast_to(np.log(expected), x.shape), rtol=2 * np.finfo(dtype).eps)
+        sums = numpy_numba.class_product_state(p, y, x, None, xp=np, run=fallback)
+        product = numpy_numba.class_softmax_product(p, x, x, None, sums, xp=np, run=fallback)
+        np.testing.assert_array_equal(product, np.broadcast_to(product[0], x.shape))
 
 
 @pytest.mark.parametrize("sure", [False, True])

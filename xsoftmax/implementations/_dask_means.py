@@ -13,8 +13,6 @@ from ..problem import Array
 from ._dask_blocks import FAN_IN, alone, blockwise
 from ._dask_records import Leaf, row_indices, with_blocks
 
-TOTALS = ("unweighted", "divisor")
-
 
 def known(given: Any, found: dict[str, Leaf]) -> tuple[int, ...] | None:
     """`totals` where the shapes tell them."""
@@ -30,8 +28,8 @@ def may_divide_after(given: Any) -> bool:
     return p.wants == ("loss",) and not (p.z_loss and p.labels and given.weight is not None)
 
 
-def totals_before(given: Any, record: Any, found: dict[str, Leaf]) -> dict[str, Leaf]:
-    """`totals` as two arrays, by a sweep over the labels and weights."""
+def totals_before(given: Any, record: Any, found: dict[str, Leaf]) -> Leaf:
+    """`totals`, by a sweep over the labels and weights: two numbers where Dask sees one, which has no axis."""
     rows = row_indices(given)
     names: list[str] = ["x"]
     if given.problem.labels:
@@ -50,8 +48,8 @@ def totals_before(given: Any, record: Any, found: dict[str, Leaf]) -> dict[str, 
         adjust_chunks=dict.fromkeys(rows, 1),
         new_axes={place: 2},
     )
-    pair = summed(counts, len(rows))
-    return {name: Leaf(pair[i], ()) for i, name in enumerate(TOTALS)}
+    pair = [summed(counts, len(rows)), (place,)]
+    return Leaf(blockwise(alone, (), pair, given.problem.compute, f"{given.problem.verb}-totals"), ())
 
 
 def new_axis(found: dict[str, Leaf]) -> int:

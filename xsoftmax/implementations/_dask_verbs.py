@@ -16,7 +16,7 @@ from array_api_compat import array_namespace
 from .. import threads
 from ..problem import Array
 from ._dask_blocks import alone, blockwise, narrowed
-from ._dask_means import TOTALS, known, may_divide_after, new_axis, quotient, share_and_divisor, summed, totals_before
+from ._dask_means import known, may_divide_after, new_axis, quotient, share_and_divisor, summed, totals_before
 from ._dask_records import (
     Index,
     Leaf,
@@ -80,7 +80,7 @@ def on_blocks(given: Any, verb: Any, options: tuple[Any, ...], run: Any) -> Any:
             elif divides_after := may_divide_after(given):
                 options = tuple("sum" if option == "mean" else option for option in options)
             else:
-                found |= totals_before(given, record, found)
+                found["totals"] = totals_before(given, record, found)
     every = tuple(sorted({i for leaf in found.values() for i in leaf.axes}))
     is_one_of_many = any(count > 1 for leaf in found.values() for count in leaf.array.numblocks)
     task = _Task(tuple(found), record, verb, options, run, results, tuple(rows), every, is_one_of_many, divides_after)
@@ -182,10 +182,10 @@ def _only_result(task: _Task, result: _Result, found: dict[str, Leaf], arrays: l
 
 def _on_block(*blocks: Any, task: _Task) -> Any:
     named = dict(zip(task.names, map(alone, blocks), strict=True))
-    totals = [named.pop(name) for name in TOTALS if name in named]
+    totals = named.pop("totals", None)
     given = with_wide_factors(with_blocks(task.record, named))
-    if totals:
-        given = given._replace(totals=tuple(totals))
+    if totals is not None:
+        given = given._replace(totals=(totals[0], totals[1]))
     with threads.alone() if task.is_one_of_many else nullcontext():
         found = task.verb(given, *task.options, run=task.run)
     results = found if isinstance(found, tuple) else (found,)

@@ -40,8 +40,8 @@ def class_grad(
     run: Any,
     out: Array | None = None,
 ) -> Array:
-    if _are_read(x) and is_without_options(p, rows, targets) and are_finite(own, state):
-        grad = np.empty_like(x) if out is None else out
+    if _are_read(x) and is_without_options(p, rows, targets) and are_finite(state):
+        grad = np.empty(x.shape, x.dtype) if out is None else out
         if _are_read(grad):
             return _grad(x, targets, rows, part, state, grad, xp)
     return run("class_grad", p, x, targets, rows, part, own, state, xp=xp, after="numpy_numba", out=out)
@@ -50,8 +50,8 @@ def class_grad(
 def class_softmax(
     p: Problem, x: Array, where: Array | None, part: Part, own: State, state: State, *, xp: Any, run: Any
 ) -> Array:
-    if _are_read(x) and is_without_options(p, Rows(where), None) and are_finite(own, state):
-        y = np.empty_like(x)
+    if _are_read(x) and is_without_options(p, Rows(where), None) and are_finite(state):
+        y = np.empty(x.shape, x.dtype)
         _on_rows("softmax", x, state.m, 1.0 / (1.0 + state.q / state.wm), y)
         return y
     return run("class_softmax", p, x, where, part, own, state, xp=xp, after="numpy_numba")
@@ -59,7 +59,7 @@ def class_softmax(
 
 def class_log_softmax(p: Problem, x: Array, where: Array | None, state: State, *, xp: Any, run: Any) -> Array:
     if _has_digits(x) and is_without_options(p, Rows(where), None) and are_finite(state):
-        y = np.empty_like(x)
+        y = np.empty(x.shape, x.dtype)
         _on_rows("log_softmax", x, state.m, state.log_sum(xp=xp), y)
         return y
     return run("class_log_softmax", p, x, where, state, xp=xp, after="numpy_numba")
@@ -77,7 +77,7 @@ def class_softmax_product(
     p: Problem, y: Array, v: Array, where: Array | None, state: ProductState, *, xp: Any, run: Any
 ) -> Array:
     if where is None and _has_digits(y) and _has_digits(v):
-        result = np.empty_like(y)
+        result = np.empty(y.shape, y.dtype)
         _on_rows("product", y, v, *pivot_and_mean(state, xp=xp), result)
         return result
     return run("class_softmax_product", p, y, v, where, state, xp=xp, after="numpy_numba")
@@ -105,7 +105,7 @@ def _on_rows(name: str, *arrays: Array) -> None:
     """In blocks of rows, on the threads. Matrices are an address, a step and a type, numbers of rows an address."""
     function = kernel("class_parts", name)
     n, classes = arrays[0].shape
-    arrays = tuple(a if a.shape[1] > 1 else np.ascontiguousarray(np.broadcast_to(a, (n, 1))) for a in arrays)
+    arrays = tuple(a if a.flags.c_contiguous or a.shape[1] > 1 else np.array(a) for a in arrays)
     blocks = [rows for _, rows in cut(1, n, classes, _ELEMENTS)]
 
     def work(i: int) -> None:

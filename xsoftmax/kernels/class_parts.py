@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .exponentials import BLOCK, alive, quotient, scaled, shift, two_sum
+from .exponentials import BLOCK, REACH, alive, quotient, shift, times, two_sum
 from .rows import ROWS, SUMMED_TOGETHER, group_of, ratios
 from .vector_math import EXACT, SUMS, exp, item, jit, pointer
 
@@ -34,16 +34,39 @@ def states(n: int, classes: int, x: int, x_step: int, x_type: Any, m: int, q: in
 def softmax(
     n: int, classes: int, x: int, x_step: int, x_type: Any, m: int, factor: int, y: int, y_step: int, y_type: Any
 ) -> None:
-    """factor · exp(x − m), m finite and at least max x"""
+    """factor · exp(x − m), m finite and at least max x; through w, so that y may be x"""
     space = np.empty(BLOCK)
-    w, all_m, factors = space.ctypes.data, pointer(m, np.float64), pointer(factor, np.float64)
+    w, all_m, factors = pointer(space.ctypes.data, np.float64), pointer(m, np.float64), pointer(factor, np.float64)
     for i in range(n):
-        row = x + i * x_step
-        like = pointer(row, x_type)[0]
-        c, k = shift(all_m[i], like)
-        ratio = quotient(factors[i], 0.0, exp(all_m[i] - c, k, like))
-        scaled(row, x_type, classes, all_m[i], c, k, ratio, w, False, y + i * y_step, y_type)
+        c, k, lowest = _scale_of(all_m[i], x_type)
+        high, low = quotient(factors[i], 0.0, exp(all_m[i] - c, k, x_type))
+        for start in range(0, classes, BLOCK):
+            size = min(BLOCK, classes - start)
+            _exponentials(pointer(x + i * x_step + start * item(x_type), x_type), size, c, k, lowest, x_type, w)
+            to = pointer(y + i * y_step + start * item(y_type), y_type)
+            if item(y_type) == 8:
+                for j in range(size):
+                    to[j] = w[j] * high + w[j] * low
+            else:
+                times(w, size, high, to)
     alive(space)
+
+
+@jit(**EXACT)
+def _scale_of(m: float, like: Any) -> tuple[float, int, float]:
+    """c and k of exp(x − c) 2^k, and the x − c from which on it is 0 whatever the factor; float32: x − m is exact."""
+    if item(like) == 4:
+        return m, 0, -650.0
+    c, k = shift(m, like)
+    return c, k, (m - c) - REACH
+
+
+@jit(**EXACT)
+def _exponentials(x: Any, size: int, c: float, k: int, lowest: float, like: Any, w: Any) -> None:
+    for j in range(size):
+        d = np.float64(x[j]) - c
+        e = exp(d if d > lowest else lowest, k, like)
+        w[j] = e if d > lowest else 0.0
 
 
 @jit(**EXACT)
