@@ -29,6 +29,7 @@ OPTIONS = {
     "transformed": {"softcap": 3.0, "temperature": 0.7, "z_loss": 0.1, "sample_weight": SAMPLE_WEIGHT},
 }
 CHUNKS = [None, 1, 2, 99, (None, 1), (2, 3), (99, 6), (5, 7)]
+FEW_CHUNKS = [None, 2, (4, 3)]
 
 
 SLOW = ("cubed", "ndonnx")  # they plan, or build a program, for half a minute
@@ -37,6 +38,12 @@ SLOW = ("cubed", "ndonnx")  # they plan, or build a program, for half a minute
 def skip_slow(xb):
     if xb.name in SLOW:
         pytest.skip(f"{xb.name} takes half a minute for each, and has another")
+
+
+def skip_compiled(xb, *choices):
+    """JAX compiles each shape and option for seconds: one of three is enough, `choices` being places in lists."""
+    if xb.name == "jax" and sum(choices) % 3:
+        pytest.skip("jax compiles it for seconds, and has another")
 
 
 def of_logits(x, factor, targets, linear_bias=None, **options):
@@ -64,8 +71,9 @@ def assert_all_close(xb, found, expected):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("chunk_size", [None, 2, (4, 3)])
+@pytest.mark.parametrize("chunk_size", FEW_CHUNKS)
 def test_every_backend(xb, options, chunk_size):
+    skip_compiled(xb, list(OPTIONS).index(options), FEW_CHUNKS.index(chunk_size))
     if (options, chunk_size) not in (("plain", 2), ("smoothing", None)):
         skip_slow(xb)
     targets = LABELS if hasattr(xb.xp, "arange") and options != "smoothing" else Q
@@ -73,7 +81,7 @@ def test_every_backend(xb, options, chunk_size):
     found = call("linear_cross_entropy_and_grad", xb, X, FACTOR, targets, chunk_size=chunk_size, **options)
     expected = of_logits(X, FACTOR, targets, **options)
     assert_all_close(xb, found, expected)
-    if xb.name not in SLOW and (xb.name != "jax" or options == "plain"):  # JAX compiles each for seconds
+    if xb.name not in SLOW:
         loss = call("linear_cross_entropy", xb, X, FACTOR, targets, chunk_size=chunk_size, **options)
         assert_close(xb, loss, expected[0])
 
@@ -230,10 +238,11 @@ def test_input_without_width(chunk_size):
     assert (grad.shape, grad_factor.shape) == ((N, 0), (V, 0))
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4, (3, 2)])
+@pytest.mark.parametrize("chunk_size", FEW_CHUNKS)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_axes_of_the_batch(xb, chunk_size, reduction):
     skip_slow(xb)
+    skip_compiled(xb, reduction == "none", FEW_CHUNKS.index(chunk_size))
     x, q = RNG.normal(size=(2, 3, D)), RNG.dirichlet(np.ones(V), size=(2, 3))
     options = {"reduction": reduction, "sample_weight": RNG.random((2, 3))}
     for where in (np.arange(V) > 0, RNG.random((2, 1, V)) < 0.8, RNG.random((3, 1)) < 0.8, RNG.random((2, 3, V)) < 0.8):
