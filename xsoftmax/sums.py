@@ -9,7 +9,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from .arrays import completed, library_of, may_be_cut
+from .arrays import completed, device_of, library_of, may_be_cut
 
 Array = Any
 Axes = tuple[int, ...]
@@ -78,7 +78,7 @@ def _max_of_block(x: Array, axis: int, *, xp: Any) -> Array:
         return xp.max(x, axis=axis, keepdims=True)
     shape = list(x.shape)
     shape[axis] = 1
-    return xp.full_like(x, -math.inf, shape=tuple(shape))
+    return xp.full(tuple(shape), -math.inf, dtype=x.dtype, device=device_of(x))
 
 
 def _of_blocks(reduced: Callable[..., Array], x: Array, axis: int) -> Array:

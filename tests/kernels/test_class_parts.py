@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import xsoftmax as xs
 from xsoftmax import formulas
+from xsoftmax.choose import run
 from xsoftmax.formulas import Part
-from xsoftmax.implementations import array_api
+from xsoftmax.implementations import array_api, numpy_blocked
 from xsoftmax.problem import Problem, Rows
 
 pytest.importorskip("numba")
@@ -169,6 +171,46 @@ def test_a_large_scale_brings_nothing_back(dtype):
     np.testing.assert_array_equal(grad[:, 10], 0.0)
     expected = (np.exp(x[:1, 11], dtype=np.float64) / 98 * large).astype(dtype)
     np.testing.assert_allclose(grad[:, 11], [*expected, *expected], rtol=2 * np.finfo(dtype).eps)
+
+
+def test_a_small_scale_loses_nothing():
+    x = RNG.normal(size=(1, 100))
+    labels, state, place = np.zeros(1, int), state_of_all(x), Part(0, 100, 100)
+    grads = [
+        numpy_numba.class_grad(
+            problem("float64"), x, labels, Rows(scale=np.full((1, 1), scale)), place, state, state, xp=np, run=fallback
+        )
+        for scale in (1.0, 2.0**-900)
+    ]
+    np.testing.assert_allclose(grads[1] * 2.0**900, grads[0], rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["numpy_numba", "numpy_blocked"])
+def test_absent_rows_whatever_the_weights(name, dtype):
+    """T of the first row is infinite, that of the second nan."""
+    x, weight = RNG.normal(size=(3, 100)).astype(dtype), np.ones(100)
+    weight[:2] = np.inf, np.nan
+    labels, rows, place = np.arange(3), Rows(weight=weight, scale=np.array([[0.0], [0.0], [1.0]])), Part(0, 100, 100)
+    p = problem(dtype, class_weighted=True)
+    implementation = {"numpy_numba": numpy_numba, "numpy_blocked": numpy_blocked}[name]
+    with np.errstate(invalid="ignore"):
+        state = array_api.class_state(
+            replace(p, dtype="float64"), x.astype("float64"), labels, rows, place, xp=np, run=None
+        )
+        grad = implementation.class_grad(p, x, labels, rows, place, state, state, xp=np, run=run)
+    np.testing.assert_array_equal(grad[:2], 0.0)
+    assert grad[2].any()
+
+
+def test_an_infinite_factor_of_a_product():
+    """As IEEE arithmetic has it: no sum is nan because it is kept in two numbers."""
+    y, v = np.full((1, 3000), 1.0 / 3000, np.float32), np.zeros((1, 3000), np.float32)
+    v[0, 4] = np.inf
+    state = numpy_numba.class_product_state(problem("float32"), y, v, None, xp=np, run=fallback)
+    assert state.product == np.inf
+    expected = np.where(v == np.inf, np.nan, -np.inf)
+    np.testing.assert_array_equal(xs.softmax_vjp(y, v), expected)
+    np.testing.assert_array_equal(xs.log_softmax_jvp(np.log(y), v), expected)
 
 
 def test_blocks_that_repeat_a_row(dtype):

@@ -13,8 +13,6 @@ from array_api_compat import array_namespace
 from ..arrays import rounded
 from ..problem import Array
 
-FAN_IN = 16  # numbers that are added at a time; a task costs more than they do
-
 
 def blockwise(f: Any, index: Iterable[int], arrays: list[Any], dtype: Any, name: str, **options: Any) -> Array:
     """`da.blockwise` of `arrays`, each followed by its index."""

@@ -10,8 +10,10 @@ from array_api_compat import array_namespace
 
 from .. import weighing
 from ..problem import Array
-from ._dask_blocks import FAN_IN, alone, blockwise
+from ._dask_blocks import alone, blockwise
 from ._dask_records import Leaf, row_indices, with_blocks
+
+_FAN_IN = 16  # numbers that are added at a time; a task costs more than they do
 
 
 def known(given: Any, found: dict[str, Leaf]) -> tuple[int, ...] | None:
@@ -58,7 +60,9 @@ def new_axis(found: dict[str, Leaf]) -> int:
 
 def summed(parts: Array, axes: int) -> Array:
     """Over the first axes, along which each block has 1."""
-    return parts.sum(axis=tuple(range(axes)), split_every=dict.fromkeys(range(axes), FAN_IN)) if axes else parts
+    several = sum(count > 1 for count in parts.numblocks[:axes])
+    some = max(2, round(_FAN_IN ** (1 / max(several, 1))))
+    return parts.sum(axis=tuple(range(axes)), split_every=dict.fromkeys(range(axes), some)) if axes else parts
 
 
 def _total_of_block(*blocks: Any, record: Any, names: tuple[str, ...], rows: int) -> Array:

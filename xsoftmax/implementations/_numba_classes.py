@@ -105,7 +105,7 @@ def _on_rows(name: str, *arrays: Array) -> None:
     """In blocks of rows, on the threads. Matrices are an address, a step and a type, numbers of rows an address."""
     function = kernel("class_parts", name)
     n, classes = arrays[0].shape
-    arrays = tuple(a if a.flags.c_contiguous or a.shape[1] > 1 else np.array(a) for a in arrays)
+    arrays = tuple(a if a.shape[1] > 1 else np.ascontiguousarray(a, np.float64) for a in arrays)
     blocks = [rows for _, rows in cut(1, n, classes, _ELEMENTS)]
 
     def work(i: int) -> None:

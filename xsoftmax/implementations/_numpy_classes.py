@@ -188,8 +188,10 @@ def grad_of(
     """`others(at, T)`, T y_i, but t − T y at one class of each row, `at`: the label, if it is here."""
     at, value, t = _at_label(x, labels, rows, part)
     scale = np.ones(()) if rows.scale is None else np.asarray(rows.scale)
+    absent = scale == 0.0  # whatever T is
     at_label = scale * formulas.cross_entropy_grad_of_part(value, state, t, 0.0, part.classes, xp=xp)
-    grad = others(at, scale * state.sum_t)
+    at_label = np.where(absent, 0.0, at_label)
+    grad = others(at, np.where(absent, 0.0, scale * state.sum_t))
     np.put_along_axis(grad, at, at_label, 1)
     return grad
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .exponentials import BLOCK, REACH, alive, quotient, shift, times, two_sum
+from .exponentials import BLOCK, REACH, alive, joined, quotient, shift, times, two_sum
 from .rows import ROWS, SUMMED_TOGETHER, group_of, ratios
 from .vector_math import EXACT, SUMS, exp, item, jit, pointer
 
@@ -38,7 +38,7 @@ def softmax(
     space = np.empty(BLOCK)
     w, all_m, factors = pointer(space.ctypes.data, np.float64), pointer(m, np.float64), pointer(factor, np.float64)
     for i in range(n):
-        c, k, lowest = _scale_of(all_m[i], x_type)
+        c, k, lowest = _scale_of(all_m[i], factors[i], x_type)
         high, low = quotient(factors[i], 0.0, exp(all_m[i] - c, k, x_type))
         for start in range(0, classes, BLOCK):
             size = min(BLOCK, classes - start)
@@ -53,11 +53,16 @@ def softmax(
 
 
 @jit(**EXACT)
-def _scale_of(m: float, like: Any) -> tuple[float, int, float]:
-    """c and k of exp(x − c) 2^k, and the x − c from which on it is 0 whatever the factor; float32: x − m is exact."""
+def _scale_of(m: float, factor: float, like: Any) -> tuple[float, int, float]:
+    """c and k of exp(x − c) 2^k, and the x − c from which on it is 0 whatever the factor; float32: x − m is exact.
+
+    float64: a small factor must not be divided by exp(m − c) 2^500, and leaves nothing of what is below 2^−674.
+    """
     if item(like) == 4:
         return m, 0, -650.0
     c, k = shift(m, like)
+    if abs(factor) < 2.0**-400:
+        return c, k - 450, (m - c) - 468.0
     return c, k, (m - c) - REACH
 
 
@@ -113,7 +118,7 @@ def product_states(
             rest, rest_low = two_sum(rest, rest_low, part)
             product, product_low = two_sum(product, product_low, dot)
             ties, top, of_top, at_top = ties + some, top + sum_y, of_top + sum_product, at_top + sum_v
-        rest, product = rest + rest_low, product + product_low
+        rest, product = joined(rest, rest_low), joined(product, product_low)
         if ties != 1.0:  # no probabilities then
             rest, product, ties, top, at_top = rest + top, product + of_top, 0.0, 0.0, 0.0
         state = pointer(to + i * to_step, to_type)

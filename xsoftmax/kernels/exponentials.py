@@ -167,6 +167,12 @@ def two_sum(high: float, low: float, x: float) -> tuple[float, float]:
 
 
 @jit(**EXACT)
+def joined(high: float, low: float) -> float:
+    """The sum that `two_sum` keeps in two; of an infinite one low is nan."""
+    return high + low if np.isfinite(high) else high
+
+
+@jit(**EXACT)
 def at_once(x: int, x_type: Any, classes: int, m: Any, w: Any, keep: bool, to: int) -> Any:
     """Σ exp(x) 2^k of a row, ordinary if it is moderate, and the larger of m and max x.
 

@@ -19,6 +19,7 @@ from .exponentials import (
     buffer,
     exponentials,
     fill,
+    joined,
     largest,
     quotient,
     reach,
@@ -225,7 +226,7 @@ def softmax_product(
             for start in range(0, classes, BLOCK):
                 a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
                 dot, dot_low = two_sum(dot, dot_low, _dot_block(a, b, min(BLOCK, classes - start), pivot))
-        mean = dot + dot_low
+        mean = joined(dot, dot_low)
         for start in range(0, classes, BLOCK):
             a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
             g = pointer(out + start * item(to_type), to_type)
@@ -279,7 +280,7 @@ def log_softmax_product(
             part, product = _log_terms(a, b, min(BLOCK, classes - start), row[0], ordinary, w)
             total, low = two_sum(total, low, part)
             dot, dot_low = two_sum(dot, dot_low, product)
-        total, dot = (total + low) * 2.0**-500, (dot + dot_low) * 2.0**-500
+        total, dot = joined(total, low) * 2.0**-500, joined(dot, dot_low) * 2.0**-500
         for start in range(0, classes, BLOCK):
             a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
             g = pointer(out + start * item(to_type), to_type)
