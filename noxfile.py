@@ -39,6 +39,7 @@ VALUES = [  # tests of the mathematics and of the tools around it, which no othe
     *(f"tests/test_{name}.py" for name in ("accuracy_cases", "benchmarks", "formulas", "gpu_benchmarks", "properties")),
 ]
 PARTS = "-cross_entropy- or -cross_entropy_grad-"  # of `cross_entropy_and_grad`
+TOOLS = ["tests/verify", *(f"tests/test_{name}.py" for name in ("benchmarks", "gpu_benchmarks", "on_gpu"))]
 EACH_OPERATION = ["softmax", "log_softmax_vjp", "cross_entropy_and_grad"]
 
 
@@ -125,7 +126,7 @@ def tests(session, library):
         run_tests(session, ["jax"], MATRIX, f"-k={_of_32_bit()}", x64="0")
     elif library == "numba":
         install(session, "numba", "cli", "test")
-        run_tests(session, ["numpy"], "--ignore=tests/verify")
+        run_tests(session, ["numpy"], *(f"--ignore={path}" for path in TOOLS))
         # without AVX-512, whatever this machine has
         session.env["NUMBA_CPU_NAME"] = "haswell"
         session.env["NUMBA_CPU_FEATURES"] = "+avx2,+fma,-avx512f"
