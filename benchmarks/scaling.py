@@ -120,7 +120,9 @@ class Bench:
         for arrays in (self.whole, self.split):
             for a, b in zip(dask.compute(*parts(case.call(*arrays)), **self._scheduler()), expected, strict=True):
                 # a sum over other blocks differs in its last digit, a product in those that it has lost
-                np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(b).max())
+                largest = max(abs(np.max(b)), abs(np.min(b)))
+                for rows in self.slices if a.ndim else [()]:  # a comparison of all at once takes ten times their memory
+                    np.testing.assert_allclose(a[rows], b[rows], rtol=1e-6, atol=1e-6 * largest)
 
     def read(self) -> None:
         self.on_pool(lambda rows: self.x[rows].max())
