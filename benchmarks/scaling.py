@@ -4,7 +4,7 @@ Each block of rows goes through the verb twice: by a plain pool of threads, and 
 results are dropped as they come. They are compared before they are timed, and take turns. The model is made of three
 measured times: to read a block, to copy one to new memory, and of a Dask task that does nothing.
 
-    python benchmarks/scaling.py                       # 16 blocks of 32 MiB, two threads
+    python benchmarks/scaling.py                       # 16 blocks of 32 MiB, six times each, two threads
     python benchmarks/scaling.py --megabytes 8 --blocks 64
     python benchmarks/scaling.py --cluster             # a LocalCluster of as many processes as well
 """
@@ -54,6 +54,7 @@ CASES = {
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=16)
+    parser.add_argument("--times", type=int, default=6, help="how often each block is there: memory holds it once")
     parser.add_argument("--megabytes", type=int, default=32, help="MiB of float32 in a block")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--split", type=int, default=4, help="blocks of classes, where these are split too")
@@ -97,10 +98,15 @@ class Bench:
 
     def _in_dask(self, chunks: tuple[int, int]) -> tuple[Any, ...]:
         arrays = (self.x, self.labels, self.y, self.v)
-        return tuple(da.from_array(a, chunks=chunks[: a.ndim], inline_array=True) for a in arrays)
+        return tuple(
+            da.from_array(
+                np.broadcast_to(a, (self.options.times, *a.shape)), chunks=(1, *chunks[: a.ndim]), inline_array=True
+            )
+            for a in arrays
+        )
 
     def on_pool(self, work: Callable[[slice], Any]) -> None:
-        for _ in self.pool.map(work, self.slices):
+        for _ in self.pool.map(work, self.slices * self.options.times):
             pass
 
     def directly(self, case: Case) -> None:
@@ -118,7 +124,8 @@ class Bench:
     def check(self, case: Case) -> None:
         expected = parts(case.call(self.x, self.labels, self.y, self.v))
         for arrays in (self.whole, self.split):
-            for a, b in zip(dask.compute(*parts(case.call(*arrays)), **self._scheduler()), expected, strict=True):
+            once = case.call(*(a[0] for a in arrays))
+            for a, b in zip(dask.compute(*parts(once), **self._scheduler()), expected, strict=True):
                 # a sum over other blocks differs in its last digit, a product in those that it has lost
                 largest = max(abs(np.max(b)), abs(np.min(b)))
                 for rows in self.slices if a.ndim else [()]:  # a comparison of all at once takes ten times their memory
@@ -174,8 +181,9 @@ def main() -> None:
     read, copy, a_task = (median(times["", what]) for what in ("read", "copy", "tasks"))
     a_task /= 1000
     console.print(
-        f"{options.blocks} blocks of {options.megabytes} MiB, {options.classes} classes, float32, {options.threads}"
-        f" threads: to read {read:.3f} s, to copy {copy:.3f} s, a task {a_task * 1e6:.0f} µs; medians of {options.runs}"
+        f"{options.blocks} blocks of {options.megabytes} MiB {options.times} times, {options.classes} classes, float32,"
+        f" {options.threads} threads: to read {read:.3f} s, to copy {copy:.3f} s, a task {a_task * 1e6:.0f} µs;"
+        f" medians of {options.runs}"
     )
     table = Table("verb", "cut", "tasks", "s", "direct / Dask", "model / measured")
     for name, case in chosen.items():
