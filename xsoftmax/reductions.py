@@ -47,10 +47,10 @@ def weigh(given: GivenLoss, reduction: str) -> Weighing:
     if reduction == "mean":
         unweighted, divisor = given.totals or weighing.totals(given, label, counted)
         if p.labels and given.weight is not None:
-            zeta = p.z_loss * divisor / _or_one(unweighted, xp) if p.z_loss else 0.0
+            zeta = p.z_loss * divisor / weighing.or_one(unweighted, xp) if p.z_loss else 0.0
     scale: Array | float | None = counted
     if divisor is not None:
-        scale = (1.0 if counted is None else counted) / _or_one(divisor, xp)
+        scale = (1.0 if counted is None else counted) / weighing.or_one(divisor, xp)
         if not isinstance(divisor, int):  # rows that weigh nothing have no gradient
             scale = xp.where(divisor == 0.0, xp.zeros_like(scale), scale)
     if bad is not None:
@@ -84,11 +84,7 @@ def _reduced(p: Problem, loss: Array, w: Weighing, *, xp: Any) -> Array:
     loss = weighing.sum_of_rows(loss, xp)
     if w.divisor is None:
         return loss
-    mean = loss / _or_one(w.divisor, xp)
-    if isinstance(w.divisor, int):
-        return mean if w.divisor else xp.full_like(mean, math.nan)
-    # a mean that is nan by itself stays, so that its derivative is nan too
-    return xp.where((w.divisor == 0.0) & ~xp.isnan(mean), xp.full_like(mean, math.nan), mean)
+    return weighing.mean_of(loss, w.divisor, xp)
 
 
 def _unless_checked(given: GivenLoss, bad: Array) -> Array | None:
@@ -98,9 +94,3 @@ def _unless_checked(given: GivenLoss, bad: Array) -> Array | None:
         return bad
     checks.check_labels(p.verb, given.raw_targets, given.classes, bad, given.xp)
     return None
-
-
-def _or_one(divisor: Array | int, xp: Any) -> Array | int:
-    if isinstance(divisor, int):
-        return divisor or 1
-    return xp.where(divisor == 0.0, xp.ones_like(divisor), divisor)

@@ -56,6 +56,21 @@ def sum_of_rows(x: Array, xp: Any) -> Array:
     return xp.reshape(total(x, tuple(range(-x.ndim, 0)), xp=xp), ())
 
 
+def mean_of(total: Array, divisor: Array | int, xp: Any) -> Array:
+    """Σ s L / Σ w, nan for the mean of nothing."""
+    mean = total / or_one(divisor, xp)
+    if isinstance(divisor, int):
+        return mean if divisor else xp.full_like(mean, math.nan)
+    # a mean that is nan by itself stays, so that its derivative is nan too
+    return xp.where((divisor == 0.0) & ~xp.isnan(mean), xp.full_like(mean, math.nan), mean)
+
+
+def or_one(divisor: Array | int, xp: Any) -> Array | int:
+    if isinstance(divisor, int):
+        return divisor or 1
+    return xp.where(divisor == 0.0, xp.ones_like(divisor), divisor)
+
+
 def _number_of_rows(given: Any) -> Array | int:
     """Rows of an unweighted loss; counted where the shape does not tell."""
     axis = given.problem.axes[0]

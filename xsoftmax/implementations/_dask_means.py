@@ -88,13 +88,9 @@ def _pair(a: Any, b: Any, given: Any, ones: int) -> Array:
 
 
 def quotient(pair: Array, place: int, dtype: Any, verb: str) -> Array:
-    """Σ s L / Σ w, nan for the mean of nothing."""
     return blockwise(_quotient, (), [pair, (place,)], dtype, f"{verb}-mean")
 
 
 def _quotient(pair: Any) -> Array:
     pair = alone(pair)
-    xp = array_namespace(pair)
-    loss, divisor = pair[0], pair[1]
-    nothing = divisor == 0.0
-    return xp.where(nothing, xp.full_like(loss, math.nan), loss / xp.where(nothing, xp.ones_like(divisor), divisor))
+    return weighing.mean_of(pair[0], pair[1], array_namespace(pair))

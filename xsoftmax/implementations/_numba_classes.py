@@ -43,7 +43,7 @@ def class_grad(
     if _are_read(x) and is_without_options(p, rows, targets) and are_finite(state):
         grad = np.empty(x.shape, x.dtype) if out is None else out
         if _are_read(grad):
-            return _grad(x, targets, rows, part, state, grad, xp)
+            return grad_of(lambda at, total: _softmax(total, x, state, grad), x, targets, rows, part, state, xp)
     return run("class_grad", p, x, targets, rows, part, own, state, xp=xp, after="numpy_numba", out=out)
 
 
@@ -51,9 +51,7 @@ def class_softmax(
     p: Problem, x: Array, where: Array | None, part: Part, own: State, state: State, *, xp: Any, run: Any
 ) -> Array:
     if _are_read(x) and is_without_options(p, Rows(where), None) and are_finite(state):
-        y = np.empty(x.shape, x.dtype)
-        _on_rows("softmax", x, state.m, 1.0 / (1.0 + state.q / state.wm), y)
-        return y
+        return _softmax(1.0, x, state, np.empty(x.shape, x.dtype))
     return run("class_softmax", p, x, where, part, own, state, xp=xp, after="numpy_numba")
 
 
@@ -83,12 +81,9 @@ def class_softmax_product(
     return run("class_softmax_product", p, y, v, where, state, xp=xp, after="numpy_numba")
 
 
-def _grad(x: Array, labels: Array, rows: Rows, part: Part, state: State, grad: Array, xp: Any) -> Array:
-    def others(at: Array, total: Array) -> Array:
-        _on_rows("softmax", x, state.m, total / (1.0 + state.q / state.wm), grad)
-        return grad
-
-    return grad_of(others, x, labels, rows, part, state, xp)
+def _softmax(factor: Array | float, x: Array, state: State, out: Array) -> Array:
+    _on_rows("softmax", x, state.m, factor / (1.0 + state.q / state.wm), out)
+    return out
 
 
 def _are_read(x: Array) -> bool:
