@@ -22,6 +22,7 @@ _LIMITS = {
     "float32": (88.0, 104.0, float.fromhex("0x1.fffffep+127")),
     "float64": (709.0, 746.0, float.fromhex("0x1.fffffffffffffp+1023")),
 }
+_LOG_HALF = -math.log(2.0)
 # Adding less than half an ulp to the largest does not overflow.
 _SPARE = {"float32": float.fromhex("0x1.ffffep+102"), "float64": float.fromhex("0x1.fffffffffffp+969")}
 
@@ -199,19 +200,58 @@ def log_softmax(x: Array, axes: Axes, *, xp: Any) -> Array:
     return (0.0 - distance_from_max(x, e.m, xp=xp)) - e.log_sum(xp=xp)
 
 
-def log_softmax_vjp(log_y: Array, dy: Array, axes: Axes, sum_dy: Array | None = None, *, xp: Any) -> Array:
-    """Σ_i dy_i (δ_ij − y_j) = dy_j − y_j Σ_i dy_i"""
-    return dy - xp.exp(log_y) * (total(dy, axes, xp=xp) if sum_dy is None else sum_dy)
+class LogProductState(NamedTuple):
+    """What some classes of a row tell of a product of log_softmax; the states of parts are added.
+
+    The terms are v for the vjp, y v for the jvp. A class alone with more than half of y stays out of the sum that its
+    own result needs.
+    """
+
+    above: Array  # how many classes have y > 1/2
+    top: Array  # Σ of their terms
+    rest: Array  # Σ of the other terms
 
 
-def log_softmax_jvp(log_y: Array, dx: Array, axes: Axes, mean: Array | None = None, *, xp: Any) -> Array:
-    """Σ_j (δ_ij − y_j) dx_j = dx_i − Σ_j y_j dx_j"""
-    return dx - (mean_of(log_y, dx, axes, xp=xp) if mean is None else mean)
+def log_softmax_vjp(log_y: Array, dy: Array, axes: Axes, state: LogProductState | None = None, *, xp: Any) -> Array:
+    """Σ_i dy_i (δ_ij − y_j) = dy_j (1 − y_j) − y_j Σ_{i≠j} dy_i"""
+    s = vjp_state(log_y, dy, axes, xp=xp) if state is None else state
+    own, others = _apart(log_y, dy, s, xp=xp)
+    return own - xp.exp(log_y) * others
 
 
-def mean_of(log_y: Array, v: Array, axes: Axes, *, xp: Any) -> Array:
-    """Σ_j y_j v_j"""
-    return total(xp.exp(log_y) * v, axes, xp=xp)
+def log_softmax_jvp(log_y: Array, dx: Array, axes: Axes, state: LogProductState | None = None, *, xp: Any) -> Array:
+    """Σ_j (δ_ij − y_j) dx_j = dx_i (1 − y_i) − Σ_{j≠i} y_j dx_j"""
+    s = jvp_state(log_y, dx, axes, xp=xp) if state is None else state
+    own, others = _apart(log_y, dx, s, xp=xp)
+    return own - others
+
+
+def vjp_state(log_y: Array, dy: Array, axes: Axes, *, xp: Any) -> LogProductState:
+    return _log_product_state(log_y, dy, axes, xp=xp)
+
+
+def jvp_state(log_y: Array, dx: Array, axes: Axes, *, xp: Any) -> LogProductState:
+    return _log_product_state(log_y, xp.exp(log_y) * dx, axes, xp=xp)
+
+
+def _log_product_state(log_y: Array, terms: Array, axes: Axes, *, xp: Any) -> LogProductState:
+    above, zeros = log_y > _LOG_HALF, xp.zeros_like(terms)
+    top, rest = (total(a, axes, xp=xp) for a in (xp.where(above, terms, zeros), xp.where(above, zeros, terms)))
+    return LogProductState(count(above, axes, terms.dtype, xp=xp), top, rest)
+
+
+def merged_log_products(a: LogProductState, b: LogProductState) -> LogProductState:
+    return LogProductState(*(x + y for x, y in zip(a, b, strict=True)))
+
+
+def _apart(log_y: Array, v: Array, s: LogProductState, *, xp: Any) -> tuple[Array, Array]:
+    """v (1 − y) and the sum of the other terms at the class alone with more than half of y; v and all terms elsewhere.
+
+    There v cancels no more than half of itself.
+    """
+    alone = (log_y > _LOG_HALF) & (s.above == 1.0)
+    not_y = -xp.expm1(xp.where(alone, log_y, xp.zeros_like(log_y)))
+    return xp.where(alone, v * not_y, v), xp.where(alone, s.rest, s.top + s.rest)
 
 
 def distance_from_max(x: Array, m: Array, *, xp: Any) -> Array:

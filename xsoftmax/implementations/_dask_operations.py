@@ -41,17 +41,18 @@ def softmax_product(p: Problem, y: Array, v: Array, where: Array | None, *, xp: 
 
 
 def log_softmax_vjp(p: Problem, log_y: Array, dy: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
-    return _log_product("class_sum", "class_log_softmax_vjp", p, log_y, dy, where, run)
+    return _log_product("class_vjp_state", "class_log_softmax_vjp", p, log_y, dy, where, run)
 
 
 def log_softmax_jvp(p: Problem, log_y: Array, dx: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
-    return _log_product("class_mean", "class_log_softmax_jvp", p, log_y, dx, where, run)
+    return _log_product("class_jvp_state", "class_log_softmax_jvp", p, log_y, dx, where, run)
 
 
 def _log_product(first: str, second: str, p: Problem, log_y: Array, v: Array, where: Array | None, run: Any) -> Array:
     parts = Parts(p, run, x=log_y, v=v, where=where)
-    sums = parts.merged(parts.each(partial(_operation, first), dtype=p.compute, kept=False, name="sums"), _added)
-    return parts.each(partial(_operation, second), sums, dtype=p.result, kept=True, name="blocks")
+    states = parts.each(partial(_operation, first), dtype=p.compute, kept=False, name="states")
+    state = parts.merged(states, formulas.merged_log_products)
+    return parts.each(partial(_operation, second), state, dtype=p.result, kept=True, name="blocks")
 
 
 def cross_entropy(

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from .. import formulas, sums
+from .. import formulas
 from ..arrays import cast, rounded
 from ..formulas import State
 from ..problem import Array, Problem, Rows
@@ -64,10 +64,16 @@ def log_softmax_jvp(p: Problem, log_y: Array, dx: Array, where: Array | None, *,
 
 
 def _log_product(
-    formula: Any, p: Problem, log_y: Array, v: Array, where: Array | None, xp: Any, sum_v: Array | None = None
+    formula: Any,
+    p: Problem,
+    log_y: Array,
+    v: Array,
+    where: Array | None,
+    xp: Any,
+    state: formulas.LogProductState | None = None,
 ) -> Array:
     log_y, v = _log_rows(p, log_y, v, where, xp)
-    return cast(masked(formula(log_y, v, p.axes, sum_v, xp=xp), where, 0.0, xp), p.result, xp)
+    return cast(masked(formula(log_y, v, p.axes, state, xp=xp), where, 0.0, xp), p.result, xp)
 
 
 def _log_rows(p: Problem, log_y: Array, v: Array, where: Array | None, xp: Any) -> tuple[Array, Array]:
@@ -147,26 +153,28 @@ def class_softmax_product(
     return cast(masked(formulas.softmax_product_of_part(y, v, state, xp=xp), where, 0.0, xp), p.result, xp)
 
 
-def class_sum(p: Problem, log_y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
-    """Σ v"""
-    return sums.total(masked(cast(v, p.compute, xp), where, 0.0, xp), p.axes, xp=xp)
+def class_vjp_state(
+    p: Problem, log_y: Array, dy: Array, where: Array | None, *, xp: Any, run: Any
+) -> formulas.LogProductState:
+    return formulas.vjp_state(*_log_rows(p, log_y, dy, where, xp), p.axes, xp=xp)
 
 
-def class_mean(p: Problem, log_y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
-    """Σ y v"""
-    return formulas.mean_of(*_log_rows(p, log_y, v, where, xp), p.axes, xp=xp)
+def class_jvp_state(
+    p: Problem, log_y: Array, dx: Array, where: Array | None, *, xp: Any, run: Any
+) -> formulas.LogProductState:
+    return formulas.jvp_state(*_log_rows(p, log_y, dx, where, xp), p.axes, xp=xp)
 
 
 def class_log_softmax_vjp(
-    p: Problem, log_y: Array, dy: Array, where: Array | None, sum_dy: Array, *, xp: Any, run: Any
+    p: Problem, log_y: Array, dy: Array, where: Array | None, state: formulas.LogProductState, *, xp: Any, run: Any
 ) -> Array:
-    return _log_product(formulas.log_softmax_vjp, p, log_y, dy, where, xp, sum_dy)
+    return _log_product(formulas.log_softmax_vjp, p, log_y, dy, where, xp, state)
 
 
 def class_log_softmax_jvp(
-    p: Problem, log_y: Array, dx: Array, where: Array | None, mean: Array, *, xp: Any, run: Any
+    p: Problem, log_y: Array, dx: Array, where: Array | None, state: formulas.LogProductState, *, xp: Any, run: Any
 ) -> Array:
-    return _log_product(formulas.log_softmax_jvp, p, log_y, dx, where, xp, mean)
+    return _log_product(formulas.log_softmax_jvp, p, log_y, dx, where, xp, state)
 
 
 linear_cross_entropy = _linear.linear_cross_entropy

@@ -164,6 +164,7 @@ def _products(dtype: str) -> Iterator[Case]:
         yield Case(f"{name} products", dtype, softmax, {"y": y, "v": v})
         yield Case(f"{name} products", dtype, log_softmax, {"log_y": log_y, "v": v})
         yield Case(f"{name} jacobian", dtype, ("softmax_jacobian",), {"y": y})
+    yield from _confident(dtype)
     mask = _mask("products")
     mask[:2] = [False] * CLASSES, [True] * CLASSES
     kept = np.where(mask, block("mixed", dtype).astype(np.float64), -np.inf)
@@ -181,6 +182,24 @@ def _products(dtype: str) -> Iterator[Case]:
     joint = _reference_log_softmax(cube).reshape(2, 6, 12)
     yield Case("products axis (0, 2)", dtype, softmax, *_joint("y", np.exp(joint), u, (0, 2)))
     yield Case("products axis None", dtype, log_softmax, *_joint("log_y", joint - np.log(12), u, None))
+
+
+def _confident(dtype: str) -> Iterator[Case]:
+    """One class at 1 but for e^−margin, to −∞ at the others; and log-probabilities whose sum is not 1."""
+    verbs, rng = FAMILIES["log_softmax product"], generator("confident")
+    x = rng.normal(size=SHAPE)
+    x[np.arange(ROWS), rng.integers(CLASSES, size=ROWS)] += np.linspace(0, 100, ROWS)
+    log_y = _reference_log_softmax(x).astype(numpy_dtype(dtype))
+    for name, v in (
+        ("confident", np.eye(CLASSES)[np.argmax(x, axis=1)]),
+        ("confident, signed", rng.normal(size=SHAPE)),
+    ):
+        yield Case(f"{name} products", dtype, verbs, {"log_y": log_y, "v": v.astype(log_y.dtype)})
+    off = np.array(
+        [[-0.1, -0.2, -3, -30, -np.inf, -40], [0.25, -1, -2, -np.inf, -9, -9], [-1e-4, -0.7, -0.7, -1, -1, 0]]
+    )
+    arrays = {"log_y": off.astype(log_y.dtype), "v": rng.normal(size=off.shape).astype(log_y.dtype)}
+    yield Case("products off the simplex", dtype, verbs, arrays)
 
 
 def _joint(name: str, y: np.ndarray, v: np.ndarray, axis) -> tuple[dict, dict]:

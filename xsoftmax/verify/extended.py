@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,9 +88,20 @@ def _product(y: np.ndarray, v: np.ndarray, total=1) -> tuple:
     return total * y * (v - mean), total * y * (np.abs(v) + mean_abs)
 
 
-def _log_product(factor: np.ndarray, terms: np.ndarray, v: np.ndarray) -> tuple:
-    total, total_abs = (np.sum(a, axis=1, keepdims=True) for a in (terms, np.abs(terms)))
-    return v - factor * total, np.abs(v) + factor * total_abs
+def _log_product(verb: str, a: dict) -> list:
+    """The sum of the others is added anew for the class with more than half of y, where a difference would lose it."""
+    log_y, v = a["log_y"].astype(Long), a["v"].astype(Long)
+    y, not_y = np.exp(log_y), -np.expm1(log_y)
+    factor = y if verb == "log_softmax_vjp" else np.ones((), Long)
+    terms = v if verb == "log_softmax_vjp" else y * v
+    others, others_abs = (_sum_of_others(t, y > 0.5) for t in (terms, np.abs(terms)))
+    return [(v * not_y - factor * others, np.abs(v * not_y) + factor * others_abs)]
+
+
+def _sum_of_others(terms: np.ndarray, top: np.ndarray) -> np.ndarray:
+    rest = np.sum(np.where(top, 0, terms), axis=1, keepdims=True)
+    at_top = np.sum(np.where(top, terms, 0), axis=1, keepdims=True)
+    return np.where(top, rest, rest + at_top - terms)
 
 
 def _arrays(a: dict) -> list[np.ndarray]:
@@ -131,10 +143,8 @@ REFERENCES: dict[str, Reference] = {
     "logsumexp": _logsumexp,
     "softmax_vjp": lambda a: [_product(*_arrays(a))],
     "softmax_jvp": lambda a: [_product(*_arrays(a))],
-    "log_softmax_vjp": lambda a: [_log_product(np.exp(a["log_y"].astype(Long)), *[a["v"].astype(Long)] * 2)],
-    "log_softmax_jvp": lambda a: [
-        _log_product(np.ones((), Long), np.exp(a["log_y"].astype(Long)) * a["v"], a["v"].astype(Long))
-    ],
+    "log_softmax_vjp": partial(_log_product, "log_softmax_vjp"),
+    "log_softmax_jvp": partial(_log_product, "log_softmax_jvp"),
     "cross_entropy": lambda a: [Loss(a).loss()],
     "cross_entropy_grad": lambda a: [Loss(a).grad()],
     "cross_entropy_and_grad": lambda a: [Loss(a).loss(), Loss(a).grad()],

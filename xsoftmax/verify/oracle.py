@@ -180,14 +180,14 @@ def _jacobian(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, .
     return {"softmax_jacobian": (result,)}
 
 
-def _products(combine: Callable) -> Callable:
+def _products(kind: str, combine: Callable) -> Callable:
     """The two vector products of a family; ``combine`` gives value, unit and slack of each distinct entry of a row."""
 
     def compute(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
         y, v = (_floating(a, default_float) for a in arrays.values())
         where = options.get("where")
         rows = Rows.of(y.shape, options.get("axis", -1))
-        results = {verb: Exact("vector_product", y.dtype.name, rows.axes) for verb in verbs}
+        results = {verb: Exact(kind, y.dtype.name, rows.axes) for verb in verbs}
         mask = row_mask(where, rows)
         index = np.empty(mask.shape, np.int64)
         for i, (row, vector, kept) in enumerate(
@@ -224,13 +224,26 @@ def _softmax_product(verb, y, v, counts) -> list[tuple]:
 
 
 def _log_softmax_product(verb, log_y, v, counts) -> list[tuple]:
-    """The vjp v − y Σ v, the jvp v − Σ y v."""
-    y = [MP.exp(a) for a in log_y]
-    factors = y if verb == "log_softmax_vjp" else [ONE] * len(y)
-    terms = v if verb == "log_softmax_vjp" else [a * b for a, b in zip(y, v, strict=True)]
+    """The vjp v_i (1 − y_i) − y_i Σ_{j≠i} v_j, the jvp v_i (1 − y_i) − Σ_{j≠i} y_j v_j.
+
+    Where several classes have more than half, y is no probability: then |v_i| (1 − y_i) is |v_i| (1 + y_i) in the unit.
+    """
+    y, not_y = [MP.exp(a) for a in log_y], [-MP.expm1(a) for a in log_y]
+    vjp = verb == "log_softmax_vjp"
+    terms = v if vjp else [a * b for a, b in zip(y, v, strict=True)]
     total = MP.fsum(n * t for n, t in zip(counts, terms, strict=True))
     total_abs = MP.fsum(n * abs(t) for n, t in zip(counts, terms, strict=True))
-    return [(b - f * total, abs(b) + f * total_abs, {}) for f, b in zip(factors, v, strict=True)]
+    alone = sum(n for n, a in zip(counts, y, strict=True) if a > 0.5) <= 1
+    results = []
+    for i, (a, b) in enumerate(zip(y, v, strict=True)):
+        others, others_abs, factor = total - terms[i], total_abs - abs(terms[i]), a if vjp else ONE
+        if a > 0.5:  # where the difference would lose them
+            left = [n - (j == i) for j, n in enumerate(counts)]
+            others = MP.fsum(n * t for n, t in zip(left, terms, strict=True))
+            others_abs = MP.fsum(n * abs(t) for n, t in zip(left, terms, strict=True))
+        unit = abs(b) * (abs(not_y[i]) if alone else 1 + a) + factor * others_abs
+        results.append((b * not_y[i] - factor * others, unit, {}))
+    return results
 
 
 def _cross_entropy(
@@ -401,8 +414,8 @@ def _relative_entropy_term(p: float, q: float):
 _COMPUTE = {
     "softmax": _softmax,
     "jacobian": _jacobian,
-    "softmax product": _products(_softmax_product),
-    "log_softmax product": _products(_log_softmax_product),
+    "softmax product": _products("vector_product", _softmax_product),
+    "log_softmax product": _products("log_product", _log_softmax_product),
     "cross_entropy": _cross_entropy,
     "linear": _linear,
     "from_probs": _from_probs,
