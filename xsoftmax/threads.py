@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
+import operator
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from typing import cast
+from contextvars import Context, ContextVar, copy_context
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 _VARIABLE = "XSOFTMAX_NUM_THREADS"
 _threads: int | None = None
@@ -50,8 +54,9 @@ def get_num_threads() -> int:
     """The number of threads for large NumPy arrays."""
     if _threads is not None:
         return _threads
-    if (value := os.environ.get(_VARIABLE)) is not None:
-        return _checked(int(value) if value.isdecimal() else value, "get_num_threads", _VARIABLE)
+    if value := os.environ.get(_VARIABLE):
+        is_number = value.isascii() and value.isdecimal()
+        return _checked(int(value) if is_number else value, "get_num_threads", _VARIABLE)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -68,56 +73,133 @@ def alone() -> Iterator[None]:
         _is_alone.reset(token)
 
 
-_lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
+class _Team:
+    """Those who work on one call: the caller, and helpers who may come in until it is closed."""
+
+    def __init__(self, work: Callable[[int], None], count: int) -> None:
+        self._work: Callable[[int], None] | None = work
+        self._next, self._count, self._inside = 0, count, 0
+        self._elsewhere, self._context = _other_processors(), copy_context()
+        self._lock, self._left = threading.Lock(), SimpleQueue[None]()
+        self.errors: list[BaseException] = []
+
+    def take(self) -> None:
+        """Work, one number after the other, until none is left."""
+        work = self._work
+        while work is not None:
+            with self._lock:  # itertools.count gives a number twice where there is no GIL
+                i = self._next
+                self._next = i + 1
+            if i >= self._count:
+                return
+            work(i)
+
+    def help(self) -> None:
+        """What a helper does, as the caller would: in its context, and with it the caller's np.errstate."""
+        with self._lock:
+            if self._work is None:
+                return
+            self._inside += 1
+        try:
+            _move_to(self._elsewhere)
+            self._context.copy().run(self.take)
+        except BaseException as error:
+            self._count = 0
+            self.errors.append(error)
+        finally:
+            with self._lock:
+                self._inside -= 1
+            self._left.put(None)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._work is None and not self._inside
+
+    def close(self) -> None:
+        """Let nobody come in any more and wait for those inside.
+
+        A helper that is still in the pool's queue is not needed, and holds neither arrays nor context from here on.
+        """
+        self._count = 0
+        with self._lock:
+            self._work, self._context = None, Context()
+        while self._inside:
+            self._left.get()
 
 
 def each(work: Callable[[int], None], count: int) -> None:
-    """Call `work` on 0 … count − 1, on the pool and here; the first error ends it and is raised."""
-    helpers = 0 if _is_alone.get() else min(get_num_threads(), count) - 1
+    """Call `work` on 0 … count − 1, on the pool and here; the first error ends it and is raised.
+
+    However it ends, nobody works on when it returns.
+    """
+    helpers = 0 if _is_alone.get() or sys.is_finalizing() else min(get_num_threads(), count) - 1
     if helpers < 1:
         for i in range(count):
             work(i)
         return
-    numbers, stop, elsewhere = itertools.count(), threading.Event(), _other_processors()
-
-    def take() -> None:
-        while not stop.is_set() and (i := next(numbers)) < count:
-            try:
-                work(i)
-            except BaseException:
-                stop.set()
-                raise
-
-    def help_out() -> None:
-        _move_to(elsewhere)
-        take()
-
-    futures = _submitted(help_out, helpers)
+    team, errors = _Team(work, count), []
     try:
-        take()
-    finally:
-        waiting = [future for future in futures if not future.cancel()]  # a helper that has not begun is not needed
-        errors = [error for future in waiting if (error := future.exception()) is not None]
-        work = _no_work  # the pool forgets a helper when it gets to it, and until then would hold the arrays
-    for error in errors:
-        raise error
+        _call(team, helpers)
+        team.take()
+    except BaseException as error:
+        errors.append(error)
+    while not team.is_closed:
+        try:
+            team.close()
+        except BaseException as error:  # an interrupt from the keyboard
+            errors.append(error)
+    errors += team.errors
+    team.errors.clear()
+    if errors:
+        try:
+            raise errors[0]
+        finally:
+            del work, team, errors  # the error's traceback holds this frame
 
 
-def _no_work(i: int) -> None:
-    """What is left to a helper that comes too late."""
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+_calling: int | None = None  # the thread that holds the lock
 
 
-def _submitted(take: Callable[[], None], helpers: int) -> list[Future[None]]:
-    """On the one pool, made anew for more threads; under the lock, since one that is replaced takes no more work."""
-    global _pool, _pool_size
+def _call(team: _Team, helpers: int) -> None:
+    """Helpers from the one pool, made anew for more threads; fewer or none where no thread can be started.
+
+    Under the lock, since a pool that is replaced takes no more work.
+    """
+    global _pool, _pool_size, _calling
+    if _calling == threading.get_ident():
+        return  # a signal's handler or a finalizer, in the midst of this
     with _lock:
-        if _pool is None or _pool_size < helpers:
-            if _pool is not None:
-                _pool.shutdown(wait=False)
-            _pool, _pool_size = ThreadPoolExecutor(helpers, "xsoftmax"), helpers
-        return [_pool.submit(take) for _ in range(helpers)]
+        _calling = threading.get_ident()
+        try:
+            if _pool is None or _pool_size < helpers:
+                _drop_pool()
+                _pool, _pool_size = _new_pool(helpers), helpers
+            for _ in range(helpers):
+                _pool.submit(team.help)
+        except (ImportError, RuntimeError):  # the interpreter ends, or the system has no more threads
+            _drop_pool()
+        except BaseException:
+            _drop_pool()  # it may have started a thread that it does not know of
+            raise
+        finally:
+            _calling = None
+
+
+def _new_pool(size: int) -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # fails where the interpreter ends
+
+    return ThreadPoolExecutor(size, "xsoftmax")
+
+
+def _drop_pool() -> None:
+    """Its threads end when they have done what is in its queue."""
+    global _pool, _pool_size
+    if _pool is not None:
+        _pool.shutdown(wait=False)
+    _pool, _pool_size = None, 0
 
 
 def _processor_number() -> Callable[[], int] | None:
@@ -147,17 +229,21 @@ def _move_to(processors: set[int]) -> None:
 
 def _after_fork() -> None:
     """The threads of the parent are not in the child, and its lock may be held for ever."""
-    global _pool, _pool_size, _lock
-    _pool, _pool_size, _lock = None, 0, threading.Lock()
+    global _pool, _pool_size, _lock, _calling
+    _pool, _pool_size, _lock, _calling = None, 0, threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _checked(n: object, function: str, argument: str) -> int:
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"{function}: {argument} is {n!r}, expected an int >= 1")
-    if n < 1:
+def _checked(n: Any, function: str, argument: str) -> int:
+    try:
+        if isinstance(n, bool):
+            raise TypeError
+        number = operator.index(n)
+    except TypeError:
+        raise TypeError(f"{function}: {argument} is {n!r}, expected an int >= 1") from None
+    if number < 1:
         raise ValueError(f"{function}: {argument} is {n}, expected an int >= 1")
-    return n
+    return number
