@@ -10,7 +10,8 @@ from support import assert_close, get, put, widest
 
 import xsoftmax as xs
 from xsoftmax.chunks import blocks, plan
-from xsoftmax.verify.compare import Arithmetic
+from xsoftmax.verify import oracle
+from xsoftmax.verify.compare import Arithmetic, judge
 from xsoftmax.verify.inputs import BLOCKS, block
 
 RNG = np.random.default_rng(23)
@@ -150,6 +151,40 @@ def test_merged_states_keep_the_contract(chunk_size, name, dtype, weighted):
         a, b = a[finite], b[finite]
         assert np.all(abs(a.astype(np.float64) - b.astype(np.float64)) <= bound * np.spacing(abs(b)))
     assert not np.any(np.signbit(loss))
+
+
+def exact_part(dtype, classes):
+    """Rows whose exponentials are of one size, all different, and the exact loss and gradient of each."""
+    rng = np.random.default_rng(classes)
+    offsets = np.array([0.0, -3.0, 708.5, 1492.0, -800.0, 90.0])[:, None]
+    x = (rng.normal(size=(6, classes)) + np.where(dtype == "float64", offsets, offsets / 8)).astype(dtype)
+    labels = rng.integers(classes, size=6)
+    options = {"label_smoothing": 0.1, "reduction": "none"}
+    arrays = {"logits": x, "targets": labels}
+    return x, labels, options, oracle.expected(("cross_entropy_and_grad",), arrays, options)["cross_entropy_and_grad"]
+
+
+@pytest.mark.parametrize("width, classes", [(1, 34), (1, 250), (3, 250)])
+def test_errors_do_not_grow_with_the_number_of_parts(xb, width, classes):
+    """The unit matrix rounds nothing."""
+    skip_slow(xb)
+    dtype = widest(xb)
+    x, labels, options, exact = exact_part(dtype, classes)
+    targets = labels if hasattr(xb.xp, "arange") else np.eye(classes)[labels]
+    found = call("linear_cross_entropy_and_grad", xb, x, np.eye(classes), targets, chunk_size=(5, width), **options)
+    for a, b in zip(found, exact, strict=False):
+        assert not judge(a, b, Arithmetic(dtype, xb.float64, xb.flushes_subnormals)).failures
+
+
+@pytest.mark.backend("numpy")
+def test_parts_far_below_the_shift():
+    """The shift of 1492 is itself, that of 1045 is 336: exp(336 − 1492) is 0, what it stands for is not."""
+    x, labels = np.array([[1044.9, 1045.2, 1492.0, 1039.3]]), np.array([2])
+    with np.errstate(over="ignore"):  # of the products for the weight
+        loss, grad, *_ = xs.linear_cross_entropy_and_grad(x, np.eye(4), labels, chunk_size=(None, 1))
+    expected = xs.cross_entropy_and_grad(x, labels)
+    np.testing.assert_allclose(loss, expected.loss, rtol=1e-15)
+    np.testing.assert_allclose(grad, expected.grad, rtol=1e-15)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

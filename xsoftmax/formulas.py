@@ -23,6 +23,8 @@ _LIMITS = {
     "float64": (709.0, 746.0, float.fromhex("0x1.fffffffffffffp+1023")),
 }
 _LOG_HALF = -math.log(2.0)
+# exp(−R) times the largest sum of exponentials is normal
+_REACH = {"float32": 60.0, "float64": 600.0}
 # Adding less than half an ulp to the largest does not overflow.
 _SPARE = {"float32": float.fromhex("0x1.ffffep+102"), "float64": float.fromhex("0x1.fffffffffffp+969")}
 
@@ -240,8 +242,8 @@ def _log_product_state(log_y: Array, terms: Array, axes: Axes, *, xp: Any) -> Lo
     return LogProductState(count(above, axes, terms.dtype, xp=xp), top, rest)
 
 
-def merged_log_products(a: LogProductState, b: LogProductState) -> LogProductState:
-    return LogProductState(*(x + y for x, y in zip(a, b, strict=True)))
+def merged_log_products(s: LogProductState, axes: Axes, *, xp: Any) -> LogProductState:
+    return LogProductState(*(total(a, axes, xp=xp) for a in s))
 
 
 def _apart(log_y: Array, v: Array, s: LogProductState, *, xp: Any) -> tuple[Array, Array]:
@@ -444,21 +446,31 @@ def state(x: Array, t: Array | None, classes: int, axes: Axes, *, xp: Any) -> St
     return State(e.m, e.wm, e.q, top, others, _far(x, e.m, t, axes, xp=xp))
 
 
-def merged(a: State, b: State, classes: int, *, xp: Any) -> State:
-    """q = q_a + w_b + q_b w_b / wm_b and so on, for m_a ≥ m_b and w_b = exp(m_b − c), c the shift of m_a"""
-    above = b.m > a.m
-    high = State(*(xp.where(above, y, x) for x, y in zip(a, b, strict=True)))
-    low = State(*(xp.where(above, x, y) for x, y in zip(a, b, strict=True)))
-    m = xp.maximum(a.m, b.m)
-    w = weight_of(low.m, m, classes, xp=xp)
-    q = high.q + xp.where(low.m == -math.inf, xp.zeros_like(w), w + low.q * (w / low.wm))
+def merged(s: State, classes: int, axes: Axes, *, xp: Any) -> State:
+    """The state of a row from those of its parts, side by side along `axes`, all at once.
+
+    q = Σ (w_k + q_k w_k / wm_k) less one copy of wm, w_k = exp(m_k − c): no rounding is repeated by part after part.
+    """
+    m = maximum(s.m, axes, xp=xp)
+    at_max, zeros = s.m == m, xp.zeros_like(s.m)
+    own, shift = _shift(s.m, classes, xp=xp), _shift(m, classes, xp=xp)
+    w, wm = shift.exp(s.m, xp=xp), shift.exp(shift.m0, xp=xp)
+    d = own.c - shift.c  # exact, so that w_k / wm_k = exp(d) is rounded once
+    near = d > -_REACH.get(
+        dtype_name(m), _REACH["float64"]
+    )  # beyond, exp(d) might underflow where the product does not
+    ratio = xp.exp(xp.where(near, d, zeros)) * (shift.scale / own.scale)
+    q = xp.where(near, s.q * ratio, (s.q / s.wm) * w)
+    q = xp.where(s.m == -math.inf, zeros, q) + xp.where(at_max, zeros, w)
+    q = total(q, axes, xp=xp) + (count(at_max, axes, q.dtype, xp=xp) - 1.0) * wm
+    others = s.others + xp.where(at_max, zeros, s.top)
     return State(
         m,
-        high.wm,
-        xp.where(xp.isfinite(m), q, xp.full_like(q, math.nan)),
-        high.top,
-        high.others + low.sum_t,
-        high.far + low.far + _times_distance(low.sum_t, low.m, m, xp=xp),
+        wm,
+        xp.where(shift.finite, q, xp.full_like(q, math.nan)),
+        total(xp.where(at_max, s.top, zeros), axes, xp=xp),
+        total(others, axes, xp=xp),
+        total(s.far + _times_distance(s.sum_t, s.m, m, xp=xp), axes, xp=xp),
     )
 
 
@@ -521,17 +533,17 @@ def product_state(y: Array, v: Array, axes: Axes, *, xp: Any) -> ProductState:
     return ProductState(top, ties, of_top, rest, product)
 
 
-def merged_products(a: ProductState, b: ProductState, *, xp: Any) -> ProductState:
-    above, tie, zeros = b.top > a.top, b.top == a.top, xp.zeros_like(a.top)
-    high = ProductState(*(xp.where(above, y, x) for x, y in zip(a, b, strict=True)))
-    low = ProductState(*(xp.where(above, x, y) for x, y in zip(a, b, strict=True)))
-    return ProductState(
-        xp.maximum(a.top, b.top),
-        high.ties + xp.where(tie, low.ties, zeros),
-        high.at_top + xp.where(tie, low.at_top, zeros),
-        a.rest + b.rest + xp.where(tie, zeros, low.ties * low.top),
-        a.product + b.product + xp.where(tie, zeros, low.top * low.at_top),
+def merged_products(s: ProductState, axes: Axes, *, xp: Any) -> ProductState:
+    """Of a row from those of its parts, side by side along `axes`."""
+    top = maximum(s.top, axes, xp=xp)
+    at_top, zeros = s.top == top, xp.zeros_like(s.top)
+    sums = (
+        xp.where(at_top, s.ties, zeros),
+        xp.where(at_top, s.at_top, zeros),
+        s.rest + xp.where(at_top, zeros, s.ties * s.top),
+        s.product + xp.where(at_top, zeros, s.top * s.at_top),
     )
+    return ProductState(top, *(total(a, axes, xp=xp) for a in sums))
 
 
 def pivot_and_mean(s: ProductState, *, xp: Any) -> tuple[Array, Array]:

@@ -242,9 +242,8 @@ def test_softmax_product(part, sure):
         for some in (slice(0, part.start), slice(part.stop, CLASSES))
         if some.stop > some.start
     ]
-    state = own
-    for other in others:
-        state = formulas.merged_products(state, other, xp=np)
+    side_by_side = formulas.ProductState(*(np.concatenate(a, axis=-1) for a in zip(own, *others, strict=True)))
+    state = formulas.merged_products(side_by_side, (-1,), xp=np)
     whole = formulas.product_state(y.astype(np.float64), v.astype(np.float64), (-1,), xp=np)
     found = numpy_numba.class_softmax_product(p, y[:, part], v[:, part], None, state, xp=np, run=fallback)
     expected = formulas.softmax_product_of_part(*wide, whole, xp=np)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from array_api_compat import array_namespace
-
 from .. import formulas, sums
 from ..formulas import Part
 from ..problem import Array, Problem, Rows
@@ -36,7 +34,7 @@ def logsumexp(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -
 def softmax_product(p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
     parts = Parts(p, run, x=y, v=v, where=where)
     states = parts.each(_product_state, dtype=p.compute, kept=False, name="states")
-    state = parts.merged(states, _merged_products)
+    state = parts.merged(states, formulas.merged_products)
     return parts.each(_softmax_product, state, dtype=p.result, kept=True, name="blocks")
 
 
@@ -61,7 +59,7 @@ def cross_entropy(
     where, weight, scale, zeta = rows
     parts = Parts(p, run, x=x, targets=targets, where=where, weight=weight, scale=scale, zeta=zeta)
     if where is not None and p.label_smoothing:
-        parts.add("number", parts.merged(parts.each(_kept, dtype=p.compute, kept=False, name="kept"), _added))
+        parts.add("number", parts.merged(parts.each(_kept, dtype=p.compute, kept=False, name="kept"), sums.total))
     states = parts.each(_state, dtype=p.compute, kept=False, name="states")
     state = parts.merged(states, partial(_merged_states, classes=parts.classes))
     loss = grad = None
@@ -93,16 +91,8 @@ def _state(p: Problem, b: Blocks, part: Part, *, xp: Any, run: Any) -> Any:
     return run("class_state", p, b["x"], b.get("targets"), _rows_of(b), part, xp=xp)
 
 
-def _merged_states(a: Any, b: Any, classes: int) -> Any:
-    return formulas.merged(a, b, classes, xp=array_namespace(a.m))
-
-
-def _merged_products(a: Any, b: Any) -> Any:
-    return formulas.merged_products(a, b, xp=array_namespace(a.top))
-
-
-def _added(a: Array, b: Array) -> Array:
-    return a + b
+def _merged_states(states: Any, axes: Any, classes: int, *, xp: Any) -> Any:
+    return formulas.merged(states, classes, axes, xp=xp)
 
 
 def _softmax(p: Problem, b: Blocks, part: Part, own: Any, state: Any, *, xp: Any, run: Any) -> Array:

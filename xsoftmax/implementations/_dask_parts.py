@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import dask.array as da
@@ -84,7 +84,7 @@ class Parts:
         return blockwise(task, index, arrays, dtype, f"{self.p.verb}-{name}", adjust_chunks=ones, align_arrays=False)
 
     def merged(self, states: Array, merge: Callable[..., Any]) -> Array:
-        """The states of all classes of a row, by a tree."""
+        """The states of all classes of a row, by a tree; `merge(states, axes=…, xp=…)` those that are side by side."""
         step = partial(_merged, merge=merge)
         return da.reduction(
             states, chunk=_as_it_is, combine=step, aggregate=step, axis=self.axes, keepdims=True,
@@ -119,7 +119,15 @@ def _merged(states: Any, axis: Any, keepdims: bool, merge: Callable[..., Any]) -
     def flat(nested: Any) -> list[Any]:
         return [one for some in nested for one in flat(some)] if isinstance(nested, list) else [nested]
 
-    return reduce(merge, flat(states))
+    first, *others = found = flat(states)
+    if not others:
+        return first
+    if not isinstance(first, tuple):
+        xp = array_namespace(first)
+        return xp.squeeze(merge(xp.stack(found, axis=-1), axes=(-1,), xp=xp), axis=-1)
+    xp = array_namespace(first[0])
+    whole = merge(type(first)(*(xp.stack(a, axis=-1) for a in zip(*found, strict=True))), axes=(-1,), xp=xp)
+    return type(first)(*(xp.squeeze(a, axis=-1) for a in whole))
 
 
 @_QUIETLY

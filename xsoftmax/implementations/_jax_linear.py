@@ -1,7 +1,7 @@
 """A loss of linear logits as loops of one program over their blocks, which are made again for a derivative.
 
-L is the loss of a row, z its logits, ℓ = logsumexp(z), T = Σ t and g = ∂L/∂z. A first sweep over the blocks merges the
-states of the rows, which tell L, ℓ and T. The rules of these are sweeps as well, with v a direction of z:
+L is the loss of a row, z its logits, ℓ = logsumexp(z), T = Σ t and g = ∂L/∂z. A first sweep makes the states of
+the blocks, which are merged and tell L, ℓ and T. The rules of these are sweeps as well, with v a direction of z:
 dL = Σ g v + Σ (ℓ − z) dt + ℓ² dζ, dℓ = Σ y v and dT = Σ dt. With those of a block's y and g every order is right.
 """
 
@@ -22,7 +22,7 @@ from ..arrays import HALF, cast, dtype_name, rounded
 from ..chunks import Plan
 from ..formulas import State
 from ..problem import Array, Problem, Rows
-from ._jax_sweep import sweep
+from ._jax_sweep import of_blocks, sweep
 from ._jax_times import times
 from ._linear import Results, finite, of_nothing
 
@@ -57,16 +57,26 @@ class _Call(NamedTuple):
         """`step(block, found)` of what the rows and the classes of a block have, by name."""
 
         def of_block(rows: Any, classes: Any, found: Any) -> Any:
-            start, width = classes["start"][0], len(classes["start"])
-            wide = (k for k in _WIDE if k in rows and rows[k].ndim == 2 and rows[k].shape[1] != 1)
-            cut = {k: jax.lax.dynamic_slice_in_dim(rows[k], start, width, 1) for k in wide}
-            return step({**classes, **rows, **cut, "start": start}, found)
+            return step(_block(rows, classes), found)
 
-        classes = {**classes, "start": jnp.arange(self.classes)}
-        return sweep(of_block, rows, classes, found, self.height, self.width)
+        return sweep(of_block, rows, self._placed(classes), found, self.height, self.width)
+
+    def of_blocks(self, step: Callable[[dict[str, Any]], Any], rows: Any, classes: Any) -> Any:
+        """`step(block)`, numbers of the rows of a block, of each, side by side."""
+        return of_blocks(lambda *some: step(_block(*some)), rows, self._placed(classes), self.height, self.width)
+
+    def _placed(self, classes: Any) -> Any:
+        return {**classes, "start": jnp.arange(self.classes)}
 
     def total(self, a: Array) -> Array:
         return sums.total(a, (-1,), xp=jnp)
+
+
+def _block(rows: Any, classes: Any) -> dict[str, Any]:
+    start, width = classes["start"][0], len(classes["start"])
+    wide = (k for k in _WIDE if k in rows and rows[k].ndim == 2 and rows[k].shape[1] != 1)
+    cut = {k: jax.lax.dynamic_slice_in_dim(rows[k], start, width, 1) for k in wide}
+    return {**classes, **rows, **cut, "start": start}
 
 
 def linear_cross_entropy(
@@ -211,14 +221,12 @@ _gradient.defjvp(_gradient_jvp)
 
 
 def _state(call: _Call, given: _Given) -> State:
-    def step(block: dict[str, Any], found: State) -> tuple[State, None]:
+    def step(block: dict[str, Any]) -> State:
         (z, _), (t, _) = _capped(call, block), _targets(call, block)
-        own = formulas.state(z, t, call.classes, (-1,), xp=jnp)
-        return formulas.merged(found, own, call.classes, xp=jnp), None
+        return formulas.state(z, t, call.classes, (-1,), xp=jnp)
 
-    zeros = jnp.zeros((len(given.rows["x"]), 1), call.p.compute)
-    nothing = State(jnp.full_like(zeros, -math.inf), jnp.ones_like(zeros), zeros, zeros, zeros, zeros)
-    return call.sweep(step, given.rows, given.classes, nothing)[0]
+    side_by_side = jax.tree.map(lambda a: a[:, 0, :], call.of_blocks(step, given.rows, given.classes))
+    return formulas.merged(side_by_side, call.classes, (-1,), xp=jnp)
 
 
 @_ruled

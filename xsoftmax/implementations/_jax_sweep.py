@@ -47,6 +47,22 @@ def sweep(
     return _joined(values), _joined(shares)
 
 
+def of_blocks(
+    step: Callable[[Tree, Tree], Tree], rows: Tree, classes: Tree, height: int | None, width: int | None
+) -> Tree:
+    """`step(rows, classes)` of each block, which are numbers of its rows: for all rows, a last axis of the blocks."""
+    parts = _cut(rows, height)
+
+    def of_classes(_: None, some: Tree) -> tuple[None, Tree]:
+        def of_rows(_: None, block: Tree) -> tuple[None, Tree]:
+            return None, step(block, some)
+
+        return None, _joined([jax.lax.scan(of_rows, None, part)[1] for part in parts])
+
+    found = [jax.lax.scan(of_classes, None, part)[1] for part in _cut(classes, width)]
+    return jax.tree.map(lambda *a: jnp.moveaxis(jnp.concatenate(a), 0, -1), *found)
+
+
 def _cut(a: Tree, size: int | None) -> list[Tree]:
     """Blocks of one size, stacked, and one of the rest."""
     n = jax.tree.leaves(a)[0].shape[0]

@@ -124,9 +124,8 @@ class Linear:
             return self.run(operation, inner, z, t, some, place, *state, xp=xp, out=out)
 
         states = [part("class_state", block) for block in classes]
-        state = states[0]
-        for other in states[1:]:
-            state = formulas.merged(state, other, n, xp=xp)
+        side_by_side = formulas.State(*(xp.concat(arrays, axis=-1) for arrays in zip(*states, strict=True)))
+        state = formulas.merged(side_by_side, n, (-1,), xp=xp)
         loss = formulas.cross_entropy_of_state(state, rows.zeta, xp=xp) if "loss" in self.p.wants else None
         pairs = zip(classes, states, strict=True)
         return loss, ((block, part("class_grad", block, own, state)) for block, own in pairs)
