@@ -47,3 +47,8 @@ FORMATS = {
     "float32": Format(24, -126, 127),
     "float64": Format(53, -1022, 1023),
 }
+
+
+def promoted(*names: str) -> str:
+    """The narrowest format that holds all of `names`: float16 and bfloat16 meet in float32."""
+    return names[0] if len(set(names)) == 1 else "float64" if "float64" in names else "float32"

@@ -57,17 +57,17 @@ def working_bits(x: np.ndarray, counts: np.ndarray, transform: Transform = IDENT
         return 240
     x, counts = x[finite], counts[finite]
     bits = 240.0
+    largest = float(np.max(np.abs(x)))
     with np.errstate(all="ignore"):
-        z = x
         if transform.softcap is not None:
-            z = transform.softcap * np.tanh(x / transform.softcap)
+            x = transform.softcap * np.tanh(x / transform.softcap)
             # 1 − tanh² = 4·e^−2a is 2.9·a bits below 1
-            bits += 3 * min(float(np.max(np.abs(x))) / transform.softcap, 400)
-        z = z / transform.temperature
-    top = float(np.max(z))
-    if counts[z == top].sum() == 1 and z.size > 1:
-        bits += 1.45 * min(top - float(np.max(z[z < top], initial=-np.inf)), 800)
-    return int(bits + max(0.0, math.log2(1 + float(np.max(np.abs(z / 2))))))
+            bits += 3 * min(largest / transform.softcap, 400)
+        top = np.max(x)
+        gap = (top - np.max(x[x < top], initial=-np.inf)) / transform.temperature
+    if counts[x == top].sum() == 1 and x.size > 1:
+        bits += 1.45 * min(float(gap), 800)
+    return int(bits + max(0.0, math.log2(largest or 1) - math.log2(transform.temperature)))
 
 
 @dataclass(frozen=True)

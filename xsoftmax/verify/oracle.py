@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from .exact import Exact, Total
-from .formats import MP
+from .formats import MP, promoted
 from .loss_problem import LossProblem, Reduction
 from .mathematics import INF, NAN, ONE, ZERO, Transform, loss_row, sensitivities, state, working_bits
 from .rows import Rows, as_float64, distinct, row_mask
@@ -119,7 +119,7 @@ def _weighted_logsumexp(
     x, default_float, *, b, axis=-1, where=None, keepdims=False, return_sign=False
 ) -> tuple[Exact, ...]:
     x, b = _floating(x, default_float), _floating(np.asarray(b), default_float)
-    dtype = np.promote_types(x.dtype, b.dtype).name
+    dtype = promoted(x.dtype.name, b.dtype.name)
     rows = Rows.of(np.broadcast_shapes(x.shape, b.shape, np.shape(where) if where is not None else ()), axis)
     lse, sign = Exact("logsumexp", dtype), Exact("sign", dtype)
     columns = rows.split(as_float64(x)), rows.split(as_float64(b)), row_mask(where, rows)
@@ -187,7 +187,8 @@ def _products(kind: str, combine: Callable) -> Callable:
         y, v = (_floating(a, default_float) for a in arrays.values())
         where = options.get("where")
         rows = Rows.of(y.shape, options.get("axis", -1))
-        results = {verb: Exact(kind, y.dtype.name, rows.axes) for verb in verbs}
+        dtype = promoted(y.dtype.name, v.dtype.name)
+        results = {verb: Exact(kind, dtype, rows.axes) for verb in verbs}
         mask = row_mask(where, rows)
         index = np.empty(mask.shape, np.int64)
         for i, (row, vector, kept) in enumerate(
@@ -381,7 +382,7 @@ def _divergence(name: str, term: Callable) -> Callable:
 
     def compute(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
         inputs = [_floating(a, default_float) for a in arrays.values()]
-        dtype = np.result_type(*(a.dtype for a in inputs)).name
+        dtype = promoted(*(a.dtype.name for a in inputs))
         rows = Rows.of(inputs[0].shape, options.get("axis", -1))
         exact = Exact("divergence", dtype)
         for columns in zip(*(rows.split(as_float64(a)) for a in inputs), strict=True):
