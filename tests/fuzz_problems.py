@@ -308,7 +308,8 @@ def _linear(rng, head: Head) -> Problem:
     classes = int(2 ** rng.uniform(0, 5)) if rng.random() < 0.9 else int(rng.integers(100, 260))
     if head.pooled:
         rows, width, classes = 3, 2, 4
-    if rng.random() < 0.5:
+    whole = rng.random() < 0.5
+    if whole:
         x, factor = rng.integers(-4, 5, (rows, width)), rng.integers(-3, 4, (classes, width))
     else:
         x = logits(rng, dtype, rows, width, calm=True).astype(np.float64)
@@ -318,7 +319,6 @@ def _linear(rng, head: Head) -> Problem:
     arrays = {name: a.astype(numpy_dtype(dtype)) for name, a in arrays.items()}
     options: dict[str, Any] = {"axis": -1}
     if rng.random() < 0.6:
-        whole = np.all(x == np.round(x))
         bias = rng.integers(-5, 6, classes) if whole else np.zeros(classes)
         options["linear_bias"] = bias.astype(numpy_dtype(dtype))
     sizes = [None, int(rng.integers(1, rows + 2)), int(rng.integers(1, classes + 2))]
@@ -398,23 +398,24 @@ def _add_targets(rng, problem: Problem, frame: _Frame, x: np.ndarray) -> None:
     problem.arrays["targets"] = frame.join(target_probabilities(rng, x, dtype))
 
 
+def _happens(rng, often: float) -> bool:
+    return bool(rng.random() < often)
+
+
 def _add_loss_options(rng, problem: Problem, frame: _Frame, of_logits: bool = True) -> None:
     options, targets = problem.options, problem.arrays["targets"]
     often = float(rng.choice([0.0, 0.1, 0.3, 0.5]))
     options["reduction"] = str(rng.choice(["none", "sum", "mean"]))
 
-    def chosen(share=1.0):
-        return rng.random() < often * share
-
     kind = str(rng.choice([problem.head.dtype if problem.head.dtype != "integer" else "float32", "float32", "float16"]))
-    if chosen():
+    if _happens(rng, often):
         options["sample_weight"] = frame.of_rows(
             rng.choice([0.0, -0.0, *FRACTIONS], frame.rows).astype(numpy_dtype(kind))
         )
     is_labels = targets.ndim < len(frame.shape)
-    if of_logits and chosen():
+    if of_logits and _happens(rng, often):
         options["label_smoothing"] = float(rng.choice([0.1, 0.25, 0.5, 0.9, 1e-3, 1.0]))
-    if chosen():
+    if _happens(rng, often):
         weight = rng.choice([0.0, *FRACTIONS], frame.classes)
         if options.get("label_smoothing", 0.0) == 0 and rng.random() < 0.5:
             by_class = Rows.of(frame.shape, frame.axis)
@@ -426,15 +427,15 @@ def _add_loss_options(rng, problem: Problem, frame: _Frame, of_logits: bool = Tr
             weight = np.where(~named & (rng.random(frame.classes) < 0.7), rng.choice([np.inf, np.nan]), weight)
         options["weight"] = weight.astype(numpy_dtype(kind))
     if of_logits:
-        if chosen():
+        if _happens(rng, often):
             options["where"] = _mask(rng, frame)
-        if chosen(0.5):
+        if _happens(rng, often / 2):
             options["temperature"] = _temperature(rng)
-        if chosen(0.5):
+        if _happens(rng, often / 2):
             options["softcap"] = float(rng.choice([30.0, 1.0, 50.0, 0.125, 300.0, 1e4]))
-        if chosen():
+        if _happens(rng, often):
             options["z_loss"] = float(rng.choice([1e-4, 0.01, 0.5, 2.0]))
-    if is_labels and chosen() and targets.size:
+    if is_labels and _happens(rng, often) and targets.size:
         _ignore(rng, problem, frame)
     if is_labels and targets.size and rng.random() < 0.04:
         _put_out_of_range(rng, problem, frame)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .exact import Exact, Total
+from .exact import Exact, Total, amount
 from .formats import FORMATS, MP, Format
 from .rows import Rows, distinct
 
@@ -173,7 +173,7 @@ def _exemption(code: int, got: float, error: float, bound: float, exact: Exact, 
         "temperature": math.ldexp(1, -compute.digits),
         "softcap": math.ldexp(1, -compute.digits),
     }
-    allowed = {name: EXCEPTIONS[name] * amount * size[name] for name, amount in slack.items() if amount}
+    allowed = {name: EXCEPTIONS[name] * a * size[name] for name, given in slack.items() if (a := amount(given))}
     off = abs(MP.mpf(got) - value) - bound * target.ulp(exact.units[code])
     if not allowed or off > sum(allowed.values()):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,26 @@ class Total:
     kind: str
     value: Any
     unit: Any
+
+
+class Later:
+    """Allowances that few errors ask for: what ``compute()`` gives at a precision, computed at the first question."""
+
+    def __init__(self, compute: Callable[[], list], bits: int):
+        self._compute, self._bits = compute, bits
+
+    @cached_property
+    def values(self) -> list:
+        with MP.workprec(self._bits):
+            return self._compute()
+
+    def __getitem__(self, j: int) -> Callable[[], Any]:
+        return lambda: self.values[j]
+
+
+def amount(allowance) -> Any:
+    """The number that an allowance is."""
+    return allowance() if callable(allowance) else allowance
 
 
 @dataclass(eq=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from .exact import Exact, Total
+from .exact import Exact, Total, amount
 from .formats import MP
 from .mathematics import NAN, ZERO, Transform
 from .rows import Rows, as_float64, row_mask
@@ -115,7 +117,10 @@ class Reduction:
         with MP.workprec(400):
             total = MP.fsum(self.values) if not any(MP.isnan(a) for a in self.values) else NAN
             unit = MP.fsum(u for u, a in zip(self.units, self.values, strict=True) if MP.isfinite(a))
-            slack = {k: MP.fsum(s.get(k, ZERO) for s in self.slack) for k in names}
         nothing = self.problem.reduction == "mean" and not self.problem.present.any()
-        exact.add(NAN if nothing else total, unit, **slack)
+        exact.add(NAN if nothing else total, unit, **{name: partial(self._sum, name) for name in names})
         return exact
+
+    def _sum(self, name: str):
+        with MP.workprec(400):
+            return MP.fsum(amount(slack.get(name, ZERO)) for slack in self.slack)

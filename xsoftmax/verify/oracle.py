@@ -6,10 +6,11 @@ Nothing here goes through the library's own formulas. Long rows are computed by 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
-from .exact import Exact, Total
+from .exact import Exact, Later, Total
 from .formats import MP, promoted
 from .loss_problem import LossProblem, Reduction
 from .mathematics import INF, NAN, ONE, ZERO, Transform, loss_row, sensitivities, state, working_bits
@@ -63,8 +64,12 @@ def _loss_dtype(dtype: str) -> str:
     return "float32" if dtype in HALF else dtype
 
 
-def _transform_slack(changes: list, transform: Transform, j: int) -> dict:
+def _transform_slack(changes: Later | None, transform: Transform, j: int) -> dict:
     return {transform.roundings: changes[j]} if changes else {}
+
+
+def _changes(transform: Transform, function: Callable, z: list, bits: int) -> Later | None:
+    return None if transform.exact else Later(partial(sensitivities, function, z), bits)
 
 
 def _softmax(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
@@ -81,12 +86,13 @@ def _softmax(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ..
     index = np.empty(values.shape, np.int64)
     for i, (row, kept) in enumerate(zip(values, mask, strict=True)):
         (levels,), codes, counts = distinct(row[kept])
-        with MP.workprec(working_bits(levels, counts, transform)):
+        bits = working_bits(levels, counts, transform)
+        with MP.workprec(bits):
             z = [transform(a) for a in levels.tolist()]
             n = counts.tolist()
             s = state(z, n)
             underflow = {"underflowing sums": MP.mpf(int(counts.sum()))}
-            changes = [] if transform.exact else sensitivities(lambda z, n=n: _probabilities(z, n), z)
+            changes = _changes(transform, partial(_probabilities, counts=n), z, bits)
             first = len(p.values)
             for j, (y, nll) in enumerate(zip(s.y, s.nll, strict=True)):
                 p.add(y, **_transform_slack(changes, transform, j))
@@ -235,7 +241,7 @@ def _log_softmax_product(verb, log_y, v, counts) -> list[tuple]:
     total = MP.fsum(n * t for n, t in zip(counts, terms, strict=True))
     total_abs = MP.fsum(n * abs(t) for n, t in zip(counts, terms, strict=True))
     alone = sum(n for n, a in zip(counts, y, strict=True) if a > 0.5) <= 1
-    results = []
+    results: list[tuple] = []
     for i, (a, b) in enumerate(zip(y, v, strict=True)):
         others, others_abs, factor = total - terms[i], total_abs - abs(terms[i]), a if vjp else ONE
         if a > 0.5:  # where the difference would lose them
@@ -286,7 +292,7 @@ def _cross_entropy(
             scale, z_scale = problem.scales(i)
             rest = (n, coefs, transform, scale, z_scale, vector, problem.masked_coefficient(i))
             exact = loss_row(z, *rest)
-            flat = [] if transform.exact else sensitivities(lambda z, rest=rest: loss_row(z, *rest).values(), z)
+            flat = _changes(transform, lambda z, rest=rest: loss_row(z, *rest).values(), z, bits)
             loss, loss_unit = exact.loss
             weight = abs(scale) * (abs(rest[-1]) + MP.fsum(a * abs(q) for a, q in zip(n, coefs, strict=True)))
             # what multiplies y, or its product with v, and so their rounding where they are subnormal
