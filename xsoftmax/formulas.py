@@ -286,23 +286,35 @@ def signed_logsumexp(x: Array, b: Array, axes: Axes, *, xp: Any) -> tuple[Array,
     x = xp.where(b == 0.0, xp.full_like(x, -math.inf), x)
     largest = maximum(xp.abs(b), axes, xp=xp)
     e = exponentials(x, axes, xp.log(xp.maximum(largest, xp.ones_like(largest))), xp=xp)
-    at_max = x == e.m
+    at_max, zeros, ones = x == e.m, xp.zeros_like(largest), xp.ones_like(largest)
     bm = total(xp.where(at_max, b, xp.zeros_like(b)), axes, xp=xp)
-    q = total(xp.where(at_max, xp.zeros_like(b), b * e.w), axes, xp=xp) / e.wm
-    r = q + (bm - 1.0)  # Σ b w / wm = 1 + r
+    # Σ b w / wm = σ (1 + r), also where it is ±1 but for the smallest of its terms
+    high, low = _cut_total(xp.where(at_max, b, b * (e.w / e.wm)), largest, axes, xp=xp)
+    sigma = xp.where(high + low < 0.0, -ones, ones)
+    r = (sigma * high - 1.0) + sigma * low
     near = r > -0.25  # XLA's log1p is off by 128 ulp from −0.45 to −0.35
-    zeros, ones = xp.zeros_like(r), xp.ones_like(r)
-    s = xp.where(near, 1.0 + r, q + bm)
-    magnitude = xp.where(near | (s == 0.0), ones, xp.abs(s))
+    s = xp.where(near, 1.0 + r, sigma * (high + low))
+    magnitude = xp.where(near | (s == 0.0), ones, s)
     log_s = xp.where(near, xp.log1p(xp.where(near, r, zeros)), xp.log(magnitude))
     finite = xp.isfinite(e.m)
     value = xp.where(finite, xp.where(finite, e.m, zeros) + log_s, e.m)
     value = xp.where(finite & (s == 0.0), xp.full_like(value, -math.inf), value)
-    sign = _sign(xp.where(e.m == math.inf, bm, xp.where(e.m == -math.inf, zeros, s)), xp=xp)
+    sign = _sign(xp.where(e.m == math.inf, bm, xp.where(e.m == -math.inf, zeros, sigma * s)), xp=xp)
     # ∞ of either sign meets ∞ of the other
     unlike = (e.m == math.inf) & (xp.abs(bm) != total(xp.where(at_max, xp.abs(b), xp.zeros_like(b)), axes, xp=xp))
     nan = xp.full_like(value, math.nan)
     return xp.where(unlike, nan, value), xp.where(unlike | xp.isnan(e.m), nan, sign)
+
+
+def _cut_total(t: Array, largest: Array, axes: Axes, *, xp: Any) -> tuple[Array, Array]:
+    """Σ t in two: terms cut at an ulp of 2 C max |t| add up exactly, in any order, and so little is left of them."""
+    _, _, limit = _LIMITS.get(dtype_name(t), _LIMITS["float64"])
+    factor = 2.0 * max(1, _count(t, axes))
+    cut = xp.where(largest < limit / factor / 2.0, factor * largest, xp.zeros_like(largest))
+    high = (t + cut) - cut
+    finite = xp.isfinite(high)
+    low = xp.where(finite, t, xp.zeros_like(t)) - xp.where(finite, high, xp.zeros_like(high))
+    return total(high, axes, xp=xp), total(low, axes, xp=xp)
 
 
 def _sign(x: Array, *, xp: Any) -> Array:

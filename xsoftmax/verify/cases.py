@@ -138,6 +138,9 @@ def _logsumexp(dtype: str) -> Iterator[Case]:
     yield Case("x over classes", dtype, verbs, {"x": x[0]}, {"b": b, "axis": -1, "keepdims": True})
     even = np.repeat(np.array([[1.0, -1, 2, -2, 0, 0]]), ROWS, axis=0).astype(b.dtype)
     yield Case("b adds up to 0", dtype, verbs, {"x": np.zeros(SHAPE, b.dtype)}, {"b": even, "return_sign": True})
+    near = {"x": np.array([[0, -85], [0, -40], [0, 0], [-3, 0]], b.dtype)}
+    signs = np.array([[-1, 1], [1, -1], [-2, 1], [1, -1]], b.dtype)
+    yield Case("b near 1 and −1", dtype, verbs, near, {"b": signs, "return_sign": True})
     if dtype == "float64":
         yield Case("b integer", dtype, verbs, {"x": x}, {"b": np.arange(CLASSES, dtype=np.int32)})
 

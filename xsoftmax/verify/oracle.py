@@ -131,24 +131,25 @@ def _weighted_logsumexp(
     columns = rows.split(as_float64(x)), rows.split(as_float64(b)), row_mask(where, rows)
     for row, factors, kept in zip(*columns, strict=True):
         (levels, weights), _, counts = distinct(*(a[kept & (factors != 0)] for a in (row, factors)))
-        value, unit, positive = _signed_sum(levels, weights, counts)
-        lse.add(NAN if positive == -1 and not return_sign else value, unit, **{"underflowing sums": MP.mpf(row.size)})
+        value, unit, positive, below = _signed_sum(levels, weights, counts)
+        slack = {"underflowing sums": MP.mpf(row.size), "signed terms": below}
+        lse.add(NAN if positive == -1 and not return_sign else value, unit, **slack)
         sign.add(positive)
     lse.index = sign.index = np.arange(len(lse.values)).reshape(rows.kept_shape if keepdims else rows.outer_shape)
     return (lse, sign) if return_sign else (lse,)
 
 
 def _signed_sum(levels, weights, counts) -> tuple:
-    """Log |Σ b·e^x|, its unit and its sign."""
+    """Log |Σ b·e^x|, its unit, its sign, and the share of the terms below the maximum."""
     if np.isnan(levels).any() or np.isnan(weights).any():
-        return NAN, NAN, NAN
+        return NAN, NAN, NAN, ZERO
     if (levels == np.inf).any():
         signs = set(np.sign(weights[levels == np.inf]).tolist())
-        return (INF, INF, MP.mpf(signs.pop())) if len(signs) == 1 else (NAN, NAN, NAN)
+        return (INF, INF, MP.mpf(signs.pop()), ZERO) if len(signs) == 1 else (NAN, NAN, NAN, ZERO)
     finite = levels > -np.inf
     levels, weights, counts = levels[finite], weights[finite], counts[finite]
     if not levels.size:
-        return -INF, INF, ZERO
+        return -INF, INF, ZERO, ZERO
     with MP.workprec(1024):
         m = MP.mpf(float(levels.max()))
         terms = [
@@ -157,11 +158,12 @@ def _signed_sum(levels, weights, counts) -> tuple:
         ]
         total = MP.fsum(terms)
         if not total:
-            return -INF, INF, ZERO
+            return -INF, INF, ZERO, ZERO
         log_s = MP.log(abs(total))
         value = m + log_s
         cancellation = MP.fsum(abs(t) for t in terms) / abs(total)
-        return value, max(abs(m), abs(log_s), abs(value)) * cancellation, MP.sign(total)
+        below = MP.fsum(abs(t) for t, a in zip(terms, levels.tolist(), strict=True) if a < m) / abs(total)
+        return value, max(abs(m), abs(log_s), abs(value)) * cancellation, MP.sign(total), below
 
 
 def _jacobian(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
