@@ -27,13 +27,7 @@ CONTRACT: dict[str, tuple[float | None, ...]] = {
     "general_gradient": (1, 1, 1, 8, 6),  # of max(y·Q, q)
     "hessian_diag": (1, 1, 1, 8, 6),
     "vector_product": (1, 1, 1, 8, 6),  # of y_i(|v_i| + Σ y|v|)
-    "log_product": (1, 1, 1, 8, 6),  # of |v_i|(1 − y_i) + y_i Σ_{j≠i} |v_j|, or for the jvp + Σ_{j≠i} y_j |v_j|
-        1,
-        1,
-        1,
-        8,
-        6,
-    ),  # of |v_i|(1 − y_i) + f Σ |terms of the others|: y_i, v_j for vjp; 1, y_j v_j for jvp
+    "log_product": (1, 1, 1, 8, 6),  # of |v_i|(1 − y_i) and Σ_{j≠i} of y_i|v_j| (vjp) or y_j|v_j| (jvp)
     "jacobian": (1, 1, 1, 8, 6),
     "linear_gradient": (1, 1, 2, 8, 6),  # g @ w and gᵀ @ x, of n Σ |terms|: half of one is the product's, in any order
     "divergence": (1, 1, 1, 8, 6),  # of Σ |terms|
