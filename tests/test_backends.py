@@ -1,5 +1,8 @@
 """Choosing a backend, and carrying arrays in and out of it."""
 
+import copy
+import dataclasses
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -150,6 +153,59 @@ def test_flags():
     assert (numpy.float64, numpy.lazy, numpy.checks_labels, numpy.flushes_subnormals) == (True, False, True, False)
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles(xb, protocol):
+    again = pickle.loads(pickle.dumps(xb, protocol))
+    assert again == xb
+    assert hash(again) == hash(xb)
+    assert again.xp is xb.xp
+    np.testing.assert_array_equal(again.to_numpy(xb.asarray(VALUES)), VALUES)
+
+
+def test_copies(xb):
+    for again in (copy.copy(xb), copy.deepcopy(xb), copy.deepcopy([xb])[0], dataclasses.replace(xb)):
+        assert again == xb
+    assert {xb: 1}[copy.deepcopy(xb)] == 1
+
+
+def test_goes_to_another_process(xb):
+    """As a spawned worker gets it, which has imported nothing."""
+    code = """if True:
+        import pickle, sys
+        xb = pickle.load(sys.stdin.buffer)
+        sys.stdout.buffer.write(pickle.dumps((xb, xb.to_numpy(xb.asarray([1.0, 2.0])))))
+    """
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(xb), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    again, values = pickle.loads(done.stdout)
+    assert again == xb
+    np.testing.assert_array_equal(values, [1.0, 2.0])
+
+
+def test_what_is_known_of_one_pickles():
+    found = backends()
+    assert pickle.loads(pickle.dumps(found)) == found
+    assert copy.deepcopy(found) == found
+    assert len({*found, *pickle.loads(pickle.dumps(found))}) == len(found)
+
+
+def test_results_and_explanations_pickle():
+    import xsoftmax as xs
+
+    x, labels = np.linspace(-1.0, 1.0, 12).reshape(3, 4), np.array([0, 3, 1])
+    for found in (
+        xs.cross_entropy_and_grad(x, labels),
+        xs.cross_entropy_grad_and_hessian_diag(x, labels),
+        xs.linear_cross_entropy_and_grad(x, x, labels % 3, linear_bias=x[:, 0]),
+    ):
+        again = pickle.loads(pickle.dumps(found))
+        assert type(again) is type(found)
+        for a, b in zip(again, found, strict=True):
+            np.testing.assert_array_equal(a, b)
+    explanation = xs.explain("softmax", x)
+    assert pickle.loads(pickle.dumps(explanation)) == explanation
+
+
 def test_the_module_does_not_hide_the_function():
     import xsoftmax as xs
     import xsoftmax.cli
@@ -170,12 +226,36 @@ def test_backends_lists_every_name_once():
     [
         ("tensorflow", "backend: name is 'tensorflow', expected 'auto' or one of numpy, cupy, torch"),
         ("numpy:cuda", "backend: name is 'numpy:cuda', expected 'numpy', which has no other device"),
+        ("numpy:", "backend: name is 'numpy:', expected 'numpy', or a device after the colon"),
+        ("", "backend: name is '', expected 'auto' or one of numpy, cupy, torch"),
+        (":cuda", "backend: name is ':cuda', expected 'auto' or one of numpy, cupy, torch"),
+        ("auto:cuda", "backend: name is 'auto:cuda', expected 'auto' or one of numpy, cupy, torch"),
     ],
 )
 def test_unknown_names(name, message):
     with pytest.raises(ValueError) as caught:
         backend(name)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("name", [5, None, b"numpy", ["numpy"], np])
+def test_a_name_is_a_str(name):
+    with pytest.raises(TypeError, match=f"^backend: name is a {type(name).__name__}, expected a str such as 'numpy'"):
+        backend(name)
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("device", ["moon", "-1", "5", "cuda:x"])
+def test_unknown_torch_device(device):
+    with pytest.raises(ValueError, match=f"^backend: name is 'torch:{device}', expected a device"):
+        backend(f"torch:{device}")
+
+
+@pytest.mark.parametrize("device", ["x", "-1", "1.0"])
+def test_unknown_cupy_device(tmp_path, device):
+    code = f"try: b.backend('cupy:{device}')\nexcept ValueError as e: print(e)"
+    message = run_with(tmp_path, "cupy", NO_DEVICE, code)
+    assert message == f"backend: name is 'cupy:{device}', expected 'cupy', or a device number such as 'cupy:1'"
 
 
 def test_unknown_strict_device():

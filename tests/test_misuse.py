@@ -2,10 +2,14 @@
 
 import ast
 import re
+from contextlib import nullcontext
+from enum import StrEnum
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from calls import ARRAYS, CALLS, parts
 
 import xsoftmax as xs
 
@@ -277,14 +281,29 @@ def test_out_read_only():
         (TypeError, "axis is '1', expected an int, a tuple of ints or None", "1"),
         (TypeError, "axis is True, expected an int, a tuple of ints or None", True),
         (TypeError, "axis is (0, 1.0), expected an int, a tuple of ints or None", (0, 1.0)),
+        *(
+            (TypeError, f"axis is {axis!r}, expected an int, a tuple of ints or None", axis)
+            for axis in (
+                *(b"", b"\0", bytearray(b"\0"), memoryview(b"\0"), "", {0}, ((0,),), (None,), (0, b"\1")),
+                *(np.True_, (np.True_,), np.array(True), np.array([0, 1]), np.array([0]), (i for i in (0, 1))),
+            )
+        ),
+        (ValueError, f"axis is {10**30}, expected values from -2 to 1 for x of 2 dimensions", 10**30),
+        (ValueError, "axis is an int of 16610 bits, expected values from -2 to 1 for x of 2 dimensions", -(10**5000)),
     ],
+    ids=lambda value: type(value).__name__,
 )
 def test_axis(error, message, axis):
     check(error, f"softmax: {message}", lambda: xs.softmax(X, axis=axis))
     check(error, f"logsumexp: {message}", lambda: xs.logsumexp(X, axis=axis))
 
 
-@pytest.mark.parametrize("axis", [None, (1,), (0, 1), [1]])
+@pytest.mark.parametrize("axis", [range(2), [0, 1], (np.int8(0), np.uint64(1)), (np.array(0), 1)])
+def test_axes_of_any_sequence_and_integers(axis):
+    np.testing.assert_array_equal(xs.softmax(X, axis=axis), xs.softmax(X, axis=(0, 1)))
+
+
+@pytest.mark.parametrize("axis", [None, (1,), (0, 1), [1], b"\0", range(1), 1.0, np.True_, np.array([0])])
 def test_losses_have_one_axis(axis):
     check(
         TypeError, f"cross_entropy: axis is {axis!r}, expected an int", lambda: xs.cross_entropy(X, LABELS, axis=axis)
@@ -313,6 +332,7 @@ def test_no_dimensions():
 POSITIVE = "expected a finite number > 0"
 NON_NEGATIVE = "expected a finite number >= 0"
 FRACTION = "expected a number from 0 to 1"
+TINY = Fraction(1, 10**400)
 REDUCTION = "expected one of 'none', 'mean', 'sum'"
 
 
@@ -327,6 +347,26 @@ REDUCTION = "expected one of 'none', 'mean', 'sum'"
         ("temperature", True, TypeError, f"temperature is a bool, {POSITIVE}"),
         ("temperature", None, TypeError, f"temperature is a NoneType, {POSITIVE}"),
         ("temperature", np.ones(3), TypeError, f"temperature is a ndarray, {POSITIVE}"),
+        ("temperature", 10**400, ValueError, f"temperature is an int of 1329 bits, {POSITIVE}"),
+        ("temperature", -(10**5000), ValueError, f"temperature is an int of 16610 bits, {POSITIVE}"),
+        ("temperature", np.longdouble(0), ValueError, f"temperature is np.longdouble('0.0'), {POSITIVE}"),
+        (
+            "temperature",
+            Fraction(1, 10**100) ** 4,
+            ValueError,
+            f"temperature is Fraction(1, {10**400})"[:213] + f"…, {POSITIVE}",
+        ),
+        ("temperature", np.True_, TypeError, f"temperature is a bool, {POSITIVE}"),
+        ("temperature", np.timedelta64(2), TypeError, f"temperature is a timedelta64, {POSITIVE}"),
+        ("temperature", np.timedelta64(2, "s"), TypeError, f"temperature is a timedelta64, {POSITIVE}"),
+        ("temperature", np.complex64(2), TypeError, f"temperature is a complex64, {POSITIVE}"),
+        ("temperature", np.array(2.0), TypeError, f"temperature is a ndarray, {POSITIVE}"),
+        ("temperature", b"2", TypeError, f"temperature is a bytes, {POSITIVE}"),
+        ("softcap", 10**400, ValueError, f"softcap is an int of 1329 bits, {POSITIVE}"),
+        ("softcap", np.timedelta64(2), TypeError, f"softcap is a timedelta64, {POSITIVE}"),
+        ("z_loss", 10**400, ValueError, f"z_loss is an int of 1329 bits, {NON_NEGATIVE}"),
+        ("label_smoothing", 10**400, ValueError, f"label_smoothing is an int of 1329 bits, {FRACTION}"),
+        ("label_smoothing", np.True_, TypeError, f"label_smoothing is a bool, {FRACTION}"),
         ("softcap", 0.0, ValueError, f"softcap is 0.0, {POSITIVE}"),
         ("softcap", -30, ValueError, f"softcap is -30, {POSITIVE}"),
         ("softcap", float("inf"), ValueError, f"softcap is inf, {POSITIVE}"),
@@ -341,10 +381,12 @@ REDUCTION = "expected one of 'none', 'mean', 'sum'"
         ("reduction", "avg", ValueError, f"reduction is 'avg', {REDUCTION}"),
         ("reduction", "Mean", ValueError, f"reduction is 'Mean', {REDUCTION}"),
         ("reduction", None, ValueError, f"reduction is None, {REDUCTION}"),
+        ("reduction", b"mean", ValueError, f"reduction is b'mean', {REDUCTION}"),
         ("ignore_index", 1.5, TypeError, "ignore_index is 1.5, expected an int or None"),
         ("ignore_index", "1", TypeError, "ignore_index is '1', expected an int or None"),
         ("ignore_index", True, TypeError, "ignore_index is True, expected an int or None"),
     ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_options(option, value, error, message):
     for verb in (xs.cross_entropy, xs.cross_entropy_grad, xs.cross_entropy_and_grad):
@@ -352,6 +394,28 @@ def test_options(option, value, error, message):
     if option == "temperature":
         check(error, f"softmax: {message}", lambda: xs.softmax(X, temperature=value))
         check(error, f"log_softmax: {message}", lambda: xs.log_softmax(X, temperature=value))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.longdouble, np.int8, np.uint64, Fraction])
+def test_numbers_of_any_kind(kind):
+    expected = xs.cross_entropy(X, LABELS, temperature=2.0, softcap=3.0, z_loss=1.0, label_smoothing=1.0)
+    options = {"temperature": kind(2), "softcap": kind(3), "z_loss": kind(1), "label_smoothing": kind(1)}
+    np.testing.assert_array_equal(xs.cross_entropy(X, LABELS, **options), expected)
+
+
+def test_a_reduction_of_an_enum():
+    class Reduction(StrEnum):
+        SUM = "sum"
+
+    assert xs.cross_entropy(X, LABELS, reduction=Reduction.SUM) == xs.cross_entropy(X, LABELS, reduction="sum")
+
+
+@pytest.mark.parametrize("option", ["keepdims", "return_sign"])
+def test_flags(option):
+    found = xs.logsumexp(X, **{option: np.True_})
+    np.testing.assert_array_equal(found, xs.logsumexp(X, **{option: True}))
+    message = f"logsumexp: {option} is a ndarray, expected a bool"
+    check(TypeError, message, lambda: xs.logsumexp(X, **{option: np.array([True, False])}))
 
 
 def test_an_array_is_no_reduction():
@@ -470,7 +534,10 @@ def test_unsigned_label_past_int64():
                 f"chunk_size is {size!r}, expected None, a number of rows >= 1 or a pair (rows, classes)",
                 lambda f, size=size: f(X, FACTOR, BINARY, chunk_size=size),
             )
-            for size in (0, -1, 1.5, True, "2", (), (1,), (1, 0), (1, 2, 3), [1, 2])
+            for size in (
+                *(0, -1, 1.5, True, "2", b"2", (), (1,), (1, 0), (1, 2, 3), [1, 2]),
+                *(np.True_, np.array([1, 2]), (np.array([1]), 1), np.array(0)),
+            )
         ),
     ],
 )
@@ -501,6 +568,47 @@ def test_explain():
         xs.explain("softmaxx", X)
     message = "softmax: axis is 2, expected values from -2 to 1 for x of 2 dimensions"
     check(ValueError, message, lambda: xs.explain("softmax", X, axis=2))
+
+
+def test_explain_of_no_verb():
+    def softmax(x):
+        """Of another library."""
+
+    for verb in ("backend", len, softmax, np.exp, xs.backend):
+        with pytest.raises(ValueError, match=r"^explain: verb is .*, expected one of cross_entropy, "):
+            xs.explain(verb, X)
+    for verb in (5, None, b"softmax", ["softmax"], X, xs):
+        message = f"explain: verb is a {type(verb).__name__}, expected a public function or its name"
+        check(TypeError, message, lambda verb=verb: xs.explain(verb, X))
+
+
+def test_implementations_have_names():
+    for name in (5, None, b"array_api", ["array_api"]):
+        message = f"use_implementation: name is a {type(name).__name__}, expected a str such as 'array_api'"
+        with pytest.raises(TypeError, match=f"^{message}$"), xs.use_implementation(name):
+            pass
+    with (
+        pytest.raises(ValueError, match=r"^use_implementation: name is '', expected one of "),
+        xs.use_implementation(""),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("implementation", ["array_api", "numpy_blocked", None])
+@pytest.mark.parametrize("verb", CALLS)
+def test_as_many_dimensions_as_numpy_has(verb, implementation):
+    call = CALLS[verb]
+    arrays = ARRAYS._replace(**{k: v[(None,) * 62] for k, v in ARRAYS._asdict().items() if k not in ("w", "factor")})
+    with xs.use_implementation(implementation) if implementation else nullcontext():
+        if verb == "softmax_jacobian":
+            message = (
+                "softmax_jacobian: y has 64 dimensions, expected 63 at most: "
+                "the result has one more, and arrays of numpy have 64 at most"
+            )
+            check(ValueError, message, lambda: call(arrays))
+            arrays = arrays._replace(q=arrays.q[0])
+        for found, expected in zip(parts(call(arrays)), parts(call(ARRAYS)), strict=True):
+            np.testing.assert_array_equal(found.reshape(expected.shape), expected)
 
 
 @pytest.mark.parametrize("path", sorted(Path(xs.__file__).parent.rglob("*.py")), ids=lambda path: path.name)

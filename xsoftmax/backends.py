@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -51,8 +51,12 @@ class Backend:
     """
 
     name: str
-    xp: Any
-    device: Any
+    xp: Any = field(hash=False)
+    device: Any = field(hash=False)  # some libraries' devices have no hash
+
+    def __reduce__(self) -> tuple[Callable[[str], Backend], tuple[str]]:
+        """By name: it may be copied, and pickled to a process where the library and the device are too."""
+        return backend, (self.name,)
 
     @property
     def _library(self) -> _Library:
@@ -215,6 +219,8 @@ def backend(name: str = "auto") -> Backend:
 
     Raises
     ------
+    TypeError
+        If `name` is not a str.
     ValueError
         If no library or device has this name.
     ImportError
@@ -229,14 +235,18 @@ def backend(name: str = "auto") -> Backend:
     >>> b.to_numpy(xs.softmax(b.asarray([0.0, 0.0])))
     array([0.5, 0.5])
     """
+    if not isinstance(name, str):
+        raise TypeError(f"backend: name is a {type(name).__name__}, expected a str such as 'numpy' or 'torch:cuda'")
     if name == "auto":
         try:
             return backend("cupy")
         except (ImportError, RuntimeError):
             return backend("numpy")
-    root, _, device = name.partition(":")
+    root, colon, device = name.partition(":")
     if root not in _LIBRARIES:
         raise ValueError(f"backend: name is {name!r}, expected 'auto' or one of {', '.join(NAMES)}")
+    if colon and not device:
+        raise ValueError(f"backend: name is {name!r}, expected {root!r}, or a device after the colon")
     library = _LIBRARIES[root]
     if not _present(library.module):
         raise ModuleNotFoundError(f"backend: {name!r} is not installed; {library.install}", name=library.module)
@@ -338,6 +348,8 @@ def _host_only(name: str, namespace: str) -> Callable[[str], tuple[Any, Any]]:
 def _open_cupy(device: str) -> tuple[Any, Any]:
     import cupy
 
+    if not (device or "0").isdecimal():
+        raise ValueError(f"backend: name is {'cupy:' + device!r}, expected 'cupy', or a device number such as 'cupy:1'")
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -366,6 +378,9 @@ def _open_torch(device: str) -> tuple[Any, Any]:
 
     try:
         found = torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"backend: name is {'torch:' + device!r}, expected a device ({_first_line(error)})") from error
+    try:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:  # a build without CUDA raises AssertionError
         raise RuntimeError(

@@ -15,6 +15,7 @@ from .arrays import FLOATING, INTEGER, class_indices, device_of, dtype_name, is_
 Array = Any
 Axis = int | Sequence[int] | None
 REDUCTIONS = ("none", "mean", "sum")
+_CHARACTERS = (str, bytes, bytearray, memoryview)  # sequences, bytes of ints even, but no tuples
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -175,6 +176,19 @@ def check_indexable(verb: str, xp: Any, fix: str) -> None:
         raise NotImplementedError(f"{verb}: {library_of(xp)} has no arange, which class indices need; {fix}")
 
 
+_MOST_DIMENSIONS = dict.fromkeys(("numpy", "cupy", "array_api_strict", "dask", "marray"), 64)
+
+
+def check_room(verb: str, name: str, x: Array, xp: Any) -> None:
+    """The result has a dimension more."""
+    most = _MOST_DIMENSIONS.get(library_of(xp), math.inf)
+    if x.ndim >= most:
+        raise ValueError(
+            f"{verb}: {name} has {x.ndim} dimensions, expected {most - 1} at most: "
+            f"the result has one more, and arrays of {library_of(xp)} have {most} at most"
+        )
+
+
 def check_labels(verb: str, labels: Array, classes: int, bad: Array, xp: Any) -> None:
     """`bad` marks the labels out of range; their library can look at values."""
     if not bool(xp.any(bad)):
@@ -203,42 +217,42 @@ def negative_axes(verb: str, axis: Axis, ndim: int, name: str) -> tuple[int, ...
     """`axis` as negative ints, ascending."""
     if axis is None:
         return tuple(range(-ndim, 0))
-    given = axis if isinstance(axis, Sequence) and not isinstance(axis, str) else (axis,)
+    given = tuple(axis) if isinstance(axis, Sequence) and not isinstance(axis, _CHARACTERS) else (axis,)
     axes = []
     for a in given:
-        try:
-            if isinstance(a, bool):
-                raise TypeError
-            index = operator.index(a)
-        except TypeError:
-            raise TypeError(f"{verb}: axis is {axis!r}, expected an int, a tuple of ints or None") from None
+        if (index := _integer(a)) is None:
+            raise TypeError(f"{verb}: axis is {shown(axis)}, expected an int, a tuple of ints or None")
         if not ndim:
-            raise ValueError(f"{verb}: axis is {axis!r}, expected None for {name} of 0 dimensions")
+            raise ValueError(f"{verb}: axis is {shown(axis)}, expected None for {name} of 0 dimensions")
         if not -ndim <= index < ndim:
             raise ValueError(
-                f"{verb}: axis is {axis!r}, expected values from {-ndim} to {ndim - 1} "
+                f"{verb}: axis is {shown(axis)}, expected values from {-ndim} to {ndim - 1} "
                 f"for {name} of {ndim} dimension{'s' * (ndim != 1)}"
             )
         axes.append(index - ndim if index >= 0 else index)
     if len(set(axes)) != len(axes):
-        raise ValueError(f"{verb}: axis is {axis!r}, expected each axis once")
+        raise ValueError(f"{verb}: axis is {shown(axis)}, expected each axis once")
     return tuple(sorted(axes))
 
 
 def one_axis(verb: str, axis: Any, ndim: int, name: str) -> int:
     if not ndim:
         raise ValueError(f"{verb}: {name} has shape (), expected at least one dimension")
-    if axis is None or isinstance(axis, Sequence):
-        raise TypeError(f"{verb}: axis is {axis!r}, expected an int")
+    if _integer(axis) is None:
+        raise TypeError(f"{verb}: axis is {shown(axis)}, expected an int")
     return negative_axes(verb, axis, ndim, name)[0]
 
 
 def number(verb: str, name: str, value: Any, legal: Any, expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    if isinstance(value, bool) or not isinstance(value, Real) or kind == "m":  # NumPy's timedelta64 calls itself Real
         raise TypeError(f"{verb}: {name} is a {type(value).__name__}, expected {expected}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not legal(number):
-        raise ValueError(f"{verb}: {name} is {value!r}, expected {expected}")
+        raise ValueError(f"{verb}: {name} is {shown(value)}, expected {expected}")
     return number
 
 
@@ -256,7 +270,14 @@ def fraction(verb: str, name: str, value: Any) -> float:
 
 def check_reduction(verb: str, reduction: Any) -> None:
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
-        raise ValueError(f"{verb}: reduction is {reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
+        raise ValueError(f"{verb}: reduction is {shown(reduction)}, expected one of {', '.join(map(repr, REDUCTIONS))}")
+
+
+def flag(verb: str, name: str, value: Any) -> bool:
+    """Whatever has a truth value may be one, but an array."""
+    if getattr(value, "shape", ()) != ():
+        raise TypeError(f"{verb}: {name} is a {type(value).__name__}, expected a bool")
+    return bool(value)
 
 
 def check_ignore_index(verb: str, ignore_index: Any, labels: bool) -> None:
@@ -273,14 +294,37 @@ def chunk_sizes(verb: str, chunk_size: Any) -> tuple[int | None, int | None]:
     given = chunk_size if isinstance(chunk_size, tuple) else (chunk_size, None)
     if len(given) != 2 or not all(size is None or _is_count(size) for size in given):
         raise ValueError(
-            f"{verb}: chunk_size is {chunk_size!r}, expected None, a number of rows >= 1 or a pair (rows, classes)"
+            f"{verb}: chunk_size is {shown(chunk_size)}, expected None, a number of rows >= 1 or a pair (rows, classes)"
         )
     rows, classes = (None if size is None else operator.index(size) for size in given)
     return rows, classes
 
 
 def _is_count(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool) and operator.index(value) > 0
+    return (count := _integer(value)) is not None and count > 0
+
+
+def _integer(value: Any) -> int | None:
+    """None where it is no integer; a bool is none, whosever it is."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def shown(value: Any) -> str:
+    """Its repr, where that is short; Python has none of an int of more than 4300 digits."""
+    if isinstance(value, int) and value.bit_length() > 400:
+        return f"an int of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except ValueError:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -36,6 +36,8 @@ def use_implementation(name: str) -> Iterator[None]:
 
     Raises
     ------
+    TypeError
+        If `name` is not a str.
     ValueError
         If there is no implementation of that name; or, from a verb within the block, if the implementation refuses
         the problem. An explicit choice never falls back.
@@ -71,6 +73,8 @@ def forced() -> str | None:
 
 
 def _checked(name: str, function: str, argument: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{function}: {argument} is a {type(name).__name__}, expected a str such as 'array_api'")
     names = [entry.name for entry in REGISTRY]
     if name not in names:
         raise ValueError(f"{function}: {argument} is {name!r}, expected one of {', '.join(map(repr, names))}")

@@ -70,7 +70,7 @@ def explain(verb: Any, /, *arrays: Any, **options: Any) -> Explanation:
     ValueError
         If there is no such function, or an argument is wrong.
     TypeError
-        If an argument is wrong.
+        If `verb` is no function and no name, or an argument is wrong.
 
     Examples
     --------
@@ -78,8 +78,10 @@ def explain(verb: Any, /, *arrays: Any, **options: Any) -> Explanation:
     >>> xs.explain("entropy", np.full((4, 10), 0.1)).implementation
     'array_api'
     """
-    name = verb if isinstance(verb, str) else getattr(verb, "__name__", repr(verb))
-    if name not in _VERBS:
+    if not isinstance(verb, str) and not callable(verb):
+        raise TypeError(f"explain: verb is a {type(verb).__name__}, expected a public function or its name")
+    name = verb if isinstance(verb, str) else getattr(verb, "__name__", "")
+    if name not in _VERBS or verb not in (name, _VERBS[name]):  # other libraries have a softmax too
         raise ValueError(f"explain: verb is {verb!r}, expected one of {', '.join(sorted(_VERBS))}")
     operation, problem, choice = choose.recorded(_VERBS[name], *arrays, **options)
     refused: dict[str, tuple[str, ...]] = {}

@@ -215,6 +215,8 @@ def logsumexp(
         function = quick("logsumexp", x, axis)
         if function is not None:
             return function(x)
+    keepdims = checks.flag("logsumexp", "keepdims", keepdims)
+    return_sign = checks.flag("logsumexp", "return_sign", return_sign)
     given = on_logits("logsumexp", x, axis=axis, b=b, where=where)
     return together(_logsumexp, given, b is not None, keepdims, return_sign)
 
@@ -271,6 +273,7 @@ def softmax_jacobian(y: Array, /, *, axis: int = -1) -> Array:
     """
     given = on_arrays("softmax_jacobian", {"y": y}, axis=axis, one=True)
     checks.check_indexable("softmax_jacobian", given.xp, "softmax_vjp and softmax_jvp do without")
+    checks.check_room("softmax_jacobian", "y", given.arrays[0], given.xp)
     return together(_softmax_jacobian, given)
 
 
