@@ -207,7 +207,7 @@ def _layout(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...], axes: 
     of_classes = runs(shape, strides, axes)
     if len(of_rows) > 2 or len(of_classes) > 1:
         return None
-    loops = [of_rows[0] if of_rows else [], of_rows[1] if len(of_rows) > 1 else [], of_classes[0]]
+    loops = [*of_rows, *([] for _ in range(2 - len(of_rows))), *(of_classes or [[]])]
     sizes = [math.prod(shape[axis] for axis in loop) for loop in loops]
     walked = [next((axis for axis in reversed(loop) if shape[axis] > 1), None) for loop in loops]
     steps = tuple(tuple(0 if axis is None else s[axis] for axis in walked) for s in strides)

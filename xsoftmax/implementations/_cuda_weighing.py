@@ -16,7 +16,7 @@ from ._cuda_rows import Library, label_kind, row_shape
 _THREADS = 256
 _AT_ONCE = 1 << 14  # rows of one block
 _PARTS = 512
-_INT64 = range(-(1 << 63), 1 << 63)
+_INT64, _UNSIGNED = range(-(1 << 63), 1 << 63), range(1 << 63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,15 @@ class Weighings:
         rows = math.prod(shape)
         if not rows or not (p.labels or s is not None):
             return None
-        ignores = ignored is not None and ignored in _INT64
+        # in int64 a label from 2⁶³ on would be taken for another
+        given_labels = given.raw_targets if dtype_name(given.raw_targets) == "uint64" else given.targets
+        ignores = ignored is not None and ignored in (_INT64 if given_labels is given.targets else _UNSIGNED)
         may_be_absent = s is not None or ignores
         is_mean = reduction == "mean"
         if not is_mean and not may_be_absent:
             return given.targets, Rows(given.where, given.weight, 1.0, p.z_loss), None, None
         pointer, empty, contiguous = self.library.pointer, self.library.empty, self.library.contiguous
-        labels = contiguous(given.targets) if p.labels else None
+        labels = contiguous(given_labels) if p.labels else None
         weights = None if s is None else contiguous(s)
         by_label = given.weight is not None and p.labels and is_mean
         w = contiguous(given.weight) if by_label else None

@@ -22,7 +22,7 @@ LOSSES = ("label_loss", "target_loss")
 PRODUCTS = ("softmax_product", "log_softmax_vjp", "log_softmax_jvp")
 Memory = Literal["aligned", "packed", "alike", "apart", "across"]
 
-_PIECE_NUMBERS = 15  # `piece_numbers` in kernels.cu
+_PIECE_NUMBERS = 20  # `piece_numbers` in kernels.cu
 
 _VECTOR_BYTES = 16
 _WARP = 32

@@ -41,7 +41,7 @@ XS_FUNCTION void in_shared_memory(const Arguments& a, Int64 row, Int64 step) {
             }
         }
         team.reduce(top);
-        Parts<P> parts(top.m);
+        Parts<P> parts(top.m, view.a.temperature);
         for (int c = begin, i = 0; c < view.classes; c += stride, i += Team::threads) {
             Real w[n];
             view.template logits<n>(own[i], c, view.classes, x);
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(Team::threads) swept(const Arguments a) {
         View<P> view(a, first + team.slot);
         count_kept(view, team);
         typename P::A::Real at_label = view.at_label();
-        Parts<P> parts;
+        Parts<P> parts(-Format<typename P::A::Real>::infinity(), a.temperature);
         add_all<P, Team, n>(view, team, parts, view.template begin<n>(0), view.classes);
         team.reduce(parts);
         Results<P> results(view, parts, at_label);
@@ -133,7 +133,7 @@ struct Piece {
     typename P::A::Real at_label;  // read before a gradient in place can overwrite it
 };
 
-enum { piece_numbers = 15 };  // no piece is larger
+enum { piece_numbers = 20 };  // no piece is larger
 
 // Whole vectors.
 template <class P, int n>
@@ -159,8 +159,7 @@ __global__ void __launch_bounds__(threads) piece(const Arguments a) {
     Slice<P, n> slice(a);
     View<P>& view = slice.view;
     count_kept(view, team);
-    Piece<P> piece;
-    piece.at_label = view.at_label();
+    Piece<P> piece = {Parts<P>(-Format<typename P::A::Real>::infinity(), a.temperature), view.at_label()};
     add_all<P, Block<threads>, n>(view, team, piece.parts, slice.begin, slice.end);
     team.reduce(piece.parts);
     if (team.lane == 0) static_cast<Piece<P>*>(a.pieces)[blockIdx.x] = piece;
@@ -173,7 +172,7 @@ __global__ void __launch_bounds__(threads) joined(const Arguments a) {
     View<P>& view = slice.view;
     count_kept(view, team);
     const Piece<P>* pieces = static_cast<const Piece<P>*>(a.pieces) + view.row * a.slices;
-    Parts<P> parts;
+    Parts<P> parts(-Format<typename P::A::Real>::infinity(), a.temperature);
     for (int i = team.lane; i < a.slices; i += threads) parts.merge(pieces[i].parts);
     team.reduce(parts);
     Results<P> results(view, parts, pieces[0].at_label);

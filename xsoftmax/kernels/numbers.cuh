@@ -9,6 +9,7 @@
 #define XS_FUNCTION inline
 #define XS_CALLED inline
 using std::exp;
+using std::expm1;
 using std::fma;
 using std::tanh;
 #endif
@@ -117,6 +118,11 @@ struct Sum {
 template <class Real>
 XS_FUNCTION double value_or_infinity(const Sum<Real>& sum) {
     return is_finite(sum.high) ? sum.value() : double(sum.high);
+}
+
+template <class Real>
+XS_FUNCTION Real rounded(const Sum<Real>& sum) {
+    return is_finite(sum.high) ? sum.high + sum.low : sum.high;
 }
 
 template <class Real>

@@ -20,7 +20,7 @@ XS_FUNCTION void in_registers(View<P>& view, const Team& team) {
         for (int j = 0; j < n; ++j) top.merge({typename P::A::Compared(kept[i][j])});
     }
     team.reduce(top);
-    Parts<P> parts(top.m);
+    Parts<P> parts(top.m, view.a.temperature);
 #pragma unroll
     for (int i = 0; i < chunks; ++i) {
         Real w[n];

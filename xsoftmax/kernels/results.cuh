@@ -16,8 +16,7 @@ struct Parts {
     static constexpr bool keeps_terms = verb != log_softmax;
     Row<A> row;
 
-    XS_FUNCTION Parts() {}
-    XS_FUNCTION explicit Parts(Real m) : row(m) {}
+    XS_FUNCTION Parts(Real m, double temperature) : row(m, temperature) {}
     template <int n, int N>
     XS_FUNCTION void add(const View<P>&, Classes, const Real (&x)[N]) {
         row.add(x);
@@ -42,8 +41,7 @@ struct Parts<P, target_loss> {
     static constexpr bool keeps_terms = true;
     TargetRow<A> both;
 
-    XS_FUNCTION Parts() {}
-    XS_FUNCTION explicit Parts(Real m) { both.row = Row<A>(m); }
+    XS_FUNCTION Parts(Real m, double temperature) : both{Row<A>(m, temperature), {}} {}
     template <int n, int N>
     XS_FUNCTION void add(const View<P>& view, Classes classes, const Real (&x)[N]) {
         Real t[N];
@@ -56,7 +54,7 @@ struct Parts<P, target_loss> {
         read<n>(view, classes, t);
         both.row.add_known(x, w);
 #pragma unroll
-        for (int j = 0; j < N; ++j) both.sums.add(both.row.at.m, x[j], t[j]);
+        for (int j = 0; j < N; ++j) both.sums.add(both.row.at, x[j], t[j]);
     }
     XS_FUNCTION void merge(const Parts& other) { both.merge(other.both); }
     XS_FUNCTION Real kept(Real x) const { return both.row.at.term(x).high; }
@@ -109,9 +107,10 @@ struct Results<P, logsumexp> {
     }
 };
 
+// 0 where a mask keeps nothing.
 template <class P>
 XS_FUNCTION void store_loss(const View<P>& view, double loss) {
-    if (view.a.value) static_cast<double*>(view.a.value)[view.row] = loss;
+    if (view.a.value) static_cast<double*>(view.a.value)[view.row] = view.keeps_some ? loss : 0.0;
 }
 
 template <class P>

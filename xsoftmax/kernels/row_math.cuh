@@ -2,7 +2,7 @@
 //
 // x logits, m = max x, w = exp(x − c) 2^k, wm the maximum's w, q = Σ w less one copy of wm, s = q + wm, y = w / s.
 // c makes x − c exact and k brings wm near 2^top, so that no w that counts is subnormal and no sum overflows: flushing
-// of subnormals costs nothing but results that are themselves subnormal.
+// of subnormals costs nothing but results that are themselves subnormal. A temperature T divides differences, (x − m) / T.
 
 #include "numbers.cuh"
 
@@ -11,11 +11,12 @@ namespace xsoftmax {
 // ---------------------------------------------------------------------------------------------------------------------
 // Arithmetics. exp(−reach) is 0 beside 1, also as a sum of 2²¹ terms; up to `unshifted` |m|, c = 0. `Compared` holds
 // every logit: on devices a comparison of float64 takes as long as a multiplication. `low_terms`, `low_ratio`: whether
-// terms of the sum and the ratio of w to y are of two numbers.
+// terms of the sum and the ratio of w to y are of two numbers. `divided`: whether there may be a temperature.
 
 struct Float64 {
     typedef double Real;
     typedef double Compared;
+    static constexpr bool divided = false;
     static constexpr int top = 500;
     static constexpr double reach = 760.0, unshifted = 0x1p20;
     static constexpr bool low_terms = false, low_ratio = true;
@@ -36,6 +37,7 @@ struct Float32Wide : Float32Transformed {
 struct Float16 {
     typedef float Real;
     typedef float Compared;
+    static constexpr bool divided = false;
     static constexpr int top = 60;
     static constexpr float reach = 127.9f, unshifted = 0x1p12f;
     static constexpr bool low_terms = false, low_ratio = false;
@@ -48,20 +50,77 @@ struct Float32Pairs : Float16 {
     static XS_FUNCTION Sum<float> exp(float x, int k) { return exp_pair(x, k); }
 };
 
+template <class A>
+struct Divided : A {
+    static constexpr bool divided = true;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Division by a temperature
+
+// Whether a Real is as good.
+template <class Real>
+XS_FUNCTION bool is_moderate(double number) {
+    return sizeof(Real) == 8 || (number > 0x1p-100 && number < 0x1p100);
+}
+
+template <class Real>
+XS_CALLED Real over_number(Real x, double number) {
+    return is_moderate<Real>(number) ? x / Real(number) : Real(double(x) / number);
+}
+
+// (x − m) / T where x − m overflows, or T does as a Real.
+template <class Real>
+XS_CALLED Real far_quotient(Real x, Real m, double temperature) {
+    return Real(2.0 * ((0.5 * double(x) - 0.5 * double(m)) / temperature));
+}
+
+template <class Real>
+XS_FUNCTION Real quotient(Real x, Real m, double temperature) {
+    Real d = x - m;
+    return is_moderate<Real>(temperature) && is_finite(d) ? d / Real(temperature) : far_quotient(x, m, temperature);
+}
+
+template <bool divided>
+struct Temperature {
+    static constexpr double temperature = 1.0;
+    XS_FUNCTION explicit Temperature(double) {}
+};
+
+template <>
+struct Temperature<true> {
+    double temperature;
+    XS_FUNCTION explicit Temperature(double temperature) : temperature(temperature) {}
+};
+
+// t (m − x) / T, where m − x alone may overflow.
+template <class Real>
+XS_FUNCTION Sum<Real> distant(Real t, Real m, Real x, double temperature) {
+    if (temperature != 1.0) return {-t * quotient(x, m, temperature), 0};
+    Sum<Real> d = difference(m, x);
+    Real far = product(t, d.high);
+    if (is_finite(far)) return {far, fma(t, d.high, -far) + t * d.low};
+    return {t * (m / 2 - x / 2) * 2, 0};
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 
 // How the logits of a row with maximum m are exponentiated.
 template <class A>
-struct Scale {
+struct Scale : Temperature<A::divided> {
     typedef typename A::Real Real;
     typedef typename A::Compared Compared;
+    using Temperature<A::divided>::temperature;
     Real m, c, lowest;
     Compared floor;
     int k;
 
-    XS_FUNCTION Scale() {}
-    XS_FUNCTION explicit Scale(Real largest) {
+    XS_FUNCTION explicit Scale(Real largest, double temperature) : Temperature<A::divided>(temperature) {
         m = largest;
+        if (is_divided()) {
+            c = m, k = A::top, lowest = -A::reach, floor = Compared(m);
+            return;
+        }
         // x − c is exact: both are multiples of an ulp, and near each other. c of a large m moves in steps of 64, so
         // that sums are seldom multiplied by anything but a power of two.
         c = m >= -A::unshifted && m <= A::unshifted ? Real(0) : near_64(m);
@@ -69,7 +128,12 @@ struct Scale {
         lowest = (m - c) - A::reach;
         floor = Compared(m) - Compared(A::reach);
     }
-    XS_FUNCTION Sum<Real> term(Real x) const { return A::exp(Compared(x) >= floor ? x - c : lowest, k); }
+    XS_FUNCTION bool is_divided() const { return A::divided && temperature != 1.0; }
+    XS_FUNCTION Sum<Real> term(Real x) const {
+        if (!is_divided()) return A::exp(Compared(x) >= floor ? x - c : lowest, k);
+        Real z = quotient(x, m, temperature);
+        return A::exp(z >= lowest ? z : lowest, k);
+    }
     XS_FUNCTION bool is_below(Real x) const { return Compared(x) < Compared(m); }
     XS_FUNCTION bool is_maximum(Real x) const { return Compared(x) == Compared(m); }
 
@@ -101,7 +165,7 @@ struct Row {
     Scale<A> at;
     Seen<A> seen;
 
-    XS_FUNCTION explicit Row(Real m = -Format<Real>::infinity()) : at(m) {}
+    XS_FUNCTION explicit Row(Real m = -Format<Real>::infinity(), double temperature = 1.0) : at(m, temperature) {}
 
     template <int N>
     XS_FUNCTION void add(const Real (&x)[N]) {
@@ -140,7 +204,7 @@ struct Row {
 
     // To a larger maximum, or one that is not a number.
     XS_FUNCTION void raise(Real top) {
-        Scale<A> to(top);
+        Scale<A> to(top, at.temperature);
         Sum<Real> below = {0, 0};
         if (is_finite(at.m) && is_finite(top)) {
             below = seen.below;
@@ -154,8 +218,12 @@ struct Row {
 
   private:
     XS_FUNCTION Sum<Real> rescaled(Sum<Real> below, const Scale<A>& to) const {
-        if (at.m - to.m < -A::reach) return {0, 0};
         int n = to.k - at.k;  // in two steps, each of which is a normal number
+        if (at.is_divided()) {
+            Real half = quotient(at.m, to.m, at.temperature) / 2;
+            return half < -A::reach / 2 ? Sum<Real>{0, 0} : below * A::exp(half, 0).high * A::exp(half, 0).high;
+        }
+        if (at.m - to.m < -A::reach) return {0, 0};
         if (at.c == to.c) return below * power_of_two<Real>(n / 2) * power_of_two<Real>(n - n / 2);
         Real half = (at.c - to.c) / 2;
         return below * A::exp(half, n / 2).high * A::exp(half, n - n / 2).high;
@@ -164,11 +232,11 @@ struct Row {
 
 // What follows from a whole row, in float64 whatever its arithmetic. Without a finite maximum all but logsumexp is nan.
 struct RowSums {
-    double m, q, wm, log_sum;  // log_sum = logsumexp − m
+    double m, q, wm, log_sum, temperature;  // log_sum = logsumexp − m / T
 
     template <class A>
     explicit XS_FUNCTION RowSums(const Row<A>& row) {
-        m = double(row.at.m);
+        m = double(row.at.m), temperature = row.at.temperature;
         wm = row.at.term(row.at.m).value();
         q = row.seen.below.value() + (double(row.seen.copies) - 1.0) * wm;
         bool finite = is_finite(m);
@@ -176,7 +244,9 @@ struct RowSums {
         log_sum = finite ? log1p_positive(q / wm) : nan();
     }
     XS_FUNCTION bool finite() const { return is_finite(m); }
-    XS_FUNCTION double logsumexp() const { return finite() ? m + log_sum : m; }
+    XS_FUNCTION double logsumexp() const { return finite() ? m / temperature + log_sum : m; }
+    // t (m − x) / T
+    XS_FUNCTION double far(double t, double x) const { return t == 0.0 ? 0.0 : distant(t, m, x, temperature).high; }
     // Whether one class has so much of y that 1 − y cancels; no other has nearly as much.
     XS_FUNCTION bool has_majority() const { return wm > 1.125 * q; }
 
@@ -218,8 +288,12 @@ template <class A>
 struct LogSoftmax {
     typedef typename A::Real Real;
     Real m, log_sum;
-    XS_FUNCTION explicit LogSoftmax(const RowSums& row) : m(Real(row.m)), log_sum(Real(row.log_sum)) {}
-    XS_FUNCTION Real operator()(Real x) const { return (x - m) - log_sum; }
+    double temperature;
+    XS_FUNCTION explicit LogSoftmax(const RowSums& row)
+        : m(Real(row.m)), log_sum(Real(row.log_sum)), temperature(row.temperature) {}
+    XS_FUNCTION Real operator()(Real x) const {
+        return (A::divided && temperature != 1.0 ? quotient(x, m, temperature) : x - m) - log_sum;
+    }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -242,37 +316,42 @@ struct LabelLoss {
     XS_FUNCTION LabelLoss(const RowSums& row, const Scale<A>& at, double total, double zeta, typename A::Real x) {
         double s = row.q + row.wm, y = at.term(x).value() / s;
         bool majority = row.has_majority() && double(x) == row.m;
-        loss = total * row.log_sum + (total == 0.0 ? 0.0 : total * (row.m - double(x))) + z_loss(row, zeta);
+        loss = total * row.log_sum + row.far(total, double(x)) + z_loss(row, zeta);
         pull = total + z_pull(row, zeta);
         at_label = (majority ? -total * (row.q / s) : total * y - total) + z_pull(row, zeta) * y;
     }
 };
 
-// Σ t, Σ t below the maximum, and Σ t (m − x) where t ≠ 0, of the classes seen so far.
+// Σ t, Σ t below the maximum, and Σ t (m − x) / T where t ≠ 0, of the classes seen so far.
 template <class A>
 struct TargetSums {
     typedef typename A::Real Real;
     Sum<Real> total, others, far;
 
     XS_FUNCTION TargetSums() : total{0, 0}, others{0, 0}, far{0, 0} {}
-    XS_FUNCTION void add(Real m, Real x, Real t) {
+    XS_FUNCTION void add(const Scale<A>& at, Real x, Real t) {
         total.add(t);
-        if (!(x < m)) return;
-        others.add(t);
-        if (t != 0) far.add_product(t, difference(m, x));
+        if (x < at.m) others.add(t);
+        // a class at −∞ is infinitely far whatever the maximum becomes
+        if ((x < at.m || x == -Format<Real>::infinity()) && t != 0) add_far(t, at, x);
     }
     // From one maximum to a larger one.
-    XS_FUNCTION void raise(Real from, Real to) {
+    XS_FUNCTION void raise(Real from, const Scale<A>& to) {
         others = total;
-        if (total.value() == 0.0) return;
-        Sum<Real> d = difference(to, from);
-        far.add_product(total.high, d);
-        far.low += total.low * d.high;
+        if (from == -Format<Real>::infinity() || total.value() == 0.0) return;
+        add_far(total.high, to, from);
+        if (total.low != 0) add_far(total.low, to, from);
     }
     XS_FUNCTION void merge(const TargetSums& other) {
         total.add(other.total);
         others.add(other.others);
         far.add(other.far);
+    }
+
+  private:
+    XS_FUNCTION void add_far(Real t, const Scale<A>& at, Real x) {
+        Real m = x == -Format<Real>::infinity() ? Real(0) : at.m;
+        far.add(distant(t, m, x, at.temperature));
     }
 };
 
@@ -287,14 +366,14 @@ struct TargetRow {
     XS_FUNCTION void add(const Real (&x)[N], const Real (&t)[N]) {
         Real before = row.at.m;
         row.add(x);
-        if (!(row.at.m == before)) sums.raise(before, row.at.m);
-        for (int j = 0; j < N; ++j) sums.add(row.at.m, x[j], t[j]);
+        if (!(row.at.m == before)) sums.raise(before, row.at);
+        for (int j = 0; j < N; ++j) sums.add(row.at, x[j], t[j]);
     }
     XS_FUNCTION void merge(TargetRow other) {
         Real before = row.at.m;
         row.merge(other.row);
-        if (!(row.at.m == before)) sums.raise(before, row.at.m);
-        if (!(row.at.m == other.row.at.m)) other.sums.raise(other.row.at.m, row.at.m);
+        if (!(row.at.m == before)) sums.raise(before, row.at);
+        if (!(row.at.m == other.row.at.m)) other.sums.raise(other.row.at.m, row.at);
         sums.merge(other.sums);
     }
 };

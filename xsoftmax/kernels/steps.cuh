@@ -7,14 +7,15 @@ struct Count {
     XS_FUNCTION void merge(Count other) { n += other.n; }
 };
 
-// Smoothing spreads over the classes that are kept.
+// Smoothing spreads over the classes that are kept; without any there is no loss.
 template <class P, class Team>
 XS_FUNCTION void count_kept(View<P>& view, const Team& team) {
-    if constexpr (P::options && P::verb == target_loss) {
-        if (view.a.smoothing == 0.0 || !view.a.where.data) return;
+    if constexpr (P::options && P::loss) {
+        if (!view.a.where.data) return;
         Count kept = {0};
         for (int c = team.lane; c < view.classes; c += Team::size) kept.n += view.kept(c) ? 1 : 0;
         team.reduce(kept);
+        view.keeps_some = kept.n > 0;
         view.share = view.a.smoothing / (kept.n > 0 ? kept.n : 1);
     }
 }

@@ -24,27 +24,37 @@ struct Arguments {
     int label_kind, zeta_step, scale_step, slices;
 };
 
+template <bool first, class A, class B>
+struct Either {
+    typedef A Type;
+};
+template <class A, class B>
+struct Either<false, A, B> {
+    typedef B Type;
+};
+
 // A: arithmetic, T: logits and result, U: targets, or the vector of a product, which takes their place. Without options
 // there are no mask, softcap, temperature, smoothing and no weight of targets, and classes are side by side.
 template <class A_, class T_, class U_, Verb verb_, bool options_>
 struct Problem {
-    typedef A_ A;
     typedef T_ T;
     typedef U_ U;
     static constexpr Verb verb = verb_;
     static constexpr bool options = options_, product = verb >= softmax_product;
+    typedef typename Either<options && !product, Divided<A_>, A_>::Type A;
     static constexpr bool loss = verb == label_loss || verb == target_loss, has_targets = verb == target_loss || product;
 };
 
 template <class Real>
-XS_CALLED Real softcapped(Real x, Real cap) {
-    return is_finite(x) ? cap * tanh(x / cap) : x;
+XS_CALLED Real softcapped(Real x, double cap) {
+    if (!is_finite(x)) return x;
+    return is_moderate<Real>(cap) ? Real(cap) * tanh(x / Real(cap)) : Real(cap * tanh(double(x) / cap));
 }
 
 // Its derivative sech²(x / cap); 1 − tanh² would cancel
 template <class Real>
-XS_CALLED Real softcap_slope(Real x, Real cap) {
-    Real u = x / cap, e = exp(-2 * (u < 0 ? -u : u));
+XS_CALLED Real softcap_slope(Real x, double cap) {
+    Real u = over_number(x, cap), e = exp(-2 * (u < 0 ? -u : u));
     return 4 * e / ((1 + e) * (1 + e));
 }
 
@@ -64,6 +74,7 @@ struct View {
     const unsigned char* where;
     Int64 label;
     double share;  // what smoothing adds to each class that is kept
+    bool keeps_some = true;
 
     XS_FUNCTION View(const Arguments& a, Int64 index) : a(a), exists(index < a.rows), classes(exists ? int(a.classes) : 0) {
         row = exists ? index : a.rows - 1;
@@ -155,8 +166,7 @@ struct View {
         Real z = number<Real>(element);
         if constexpr (P::options) {
             if (!kept(c)) return -Format<Real>::infinity();
-            if (a.softcap != 0.0) z = softcapped(z, Real(a.softcap));
-            if (a.temperature != 1.0) z = z / Real(a.temperature);
+            if (a.softcap != 0.0) z = softcapped(z, a.softcap);
         }
         return z;
     }
@@ -169,15 +179,15 @@ struct View {
             double t = label_exists() ? c == label : nan();  // also where a mask hides it: a loss of ∞, as without
             if (targets) t = kept(c) ? number<double>(element) : 0.0;
             if (a.smoothing != 0.0) t = (1.0 - a.smoothing) * t + (kept(c) ? share : 0.0);
-            return Real(a.weight ? t * a.weight[c] : t);
+            return Real(a.weight && t != 0.0 ? t * a.weight[c] : t);
         }
     }
     XS_FUNCTION Real result(int c, Real value, T element) const {
         if constexpr (P::options) {
             if (!kept(c)) return P::verb == log_softmax ? -Format<Real>::infinity() : Real(0);
             if (P::loss && value != 0) {
-                if (a.softcap != 0.0) value *= softcap_slope(number<Real>(element), Real(a.softcap));
-                return value / Real(a.temperature);
+                if (a.softcap != 0.0) value *= softcap_slope(number<Real>(element), a.softcap);
+                return over_number(value, a.temperature);
             }
         }
         return value;

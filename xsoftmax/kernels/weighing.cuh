@@ -110,15 +110,15 @@ XS_FUNCTION RowTotals losses(const Weighing& a) {
     return totals;
 }
 
-// The mean over no row is nan.
+// The mean over no row is nan. No loss is −0.0, as 0 over a negative divisor and a negative one that underflows would be.
 XS_FUNCTION void store_loss(const Weighing& a, const RowTotals& totals) {
     if (threadIdx.x != 0) return;
     double sum = value_or_infinity(totals.weighted), divisor = a.divisor ? *a.divisor : a.divided_by;
     if (a.is_mean) sum = divisor == 0.0 ? nan() : sum / divisor;
     if (a.is_float32) {
-        narrow(sum, *static_cast<float*>(a.result));
+        *static_cast<float*>(a.result) = to_double(to_float(sum)) == 0.0 ? 0.0f : to_float(sum);
     } else {
-        *static_cast<double*>(a.result) = sum;
+        *static_cast<double*>(a.result) = sum == 0.0 ? 0.0 : sum;
     }
 }
 

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -18,16 +19,18 @@ static Index threadIdx, blockIdx, gridDim;
 
 namespace emulation {
 
+constexpr size_t stack_bytes = 128 << 10;
+
 struct Thread {
     Index index, block;
     ucontext_t context;
-    std::vector<char> stack = std::vector<char>(128 << 10);
     long shuffles = 0, warp_barriers = 0, barriers = 0, cluster_barriers = 0;
     int sent[2];
     bool done = false;
 };
 
 static std::vector<Thread> threads;  // of all blocks of a cluster
+static std::vector<std::unique_ptr<char[]>> stacks;  // kept from block to block
 static unsigned current, block_size, dynamic_bytes;
 static std::map<std::pair<const void*, unsigned>, std::vector<char>> memory;  // by user and block
 static ucontext_t scheduler;
@@ -65,12 +68,13 @@ inline void* block_memory(const void* user, unsigned block, size_t bytes) {
 inline void run_cluster(unsigned first_block, unsigned blocks) {
     memory.clear();
     threads.assign(blocks * block_size, Thread());
+    while (stacks.size() < threads.size()) stacks.emplace_back(new char[stack_bytes]);
     for (unsigned i = 0; i < threads.size(); ++i) {
         Thread& thread = threads[i];
         thread.index.x = i % block_size, thread.block.x = first_block + i / block_size;
         getcontext(&thread.context);
-        thread.context.uc_stack.ss_sp = thread.stack.data();
-        thread.context.uc_stack.ss_size = thread.stack.size();
+        thread.context.uc_stack.ss_sp = stacks[i].get();
+        thread.context.uc_stack.ss_size = stack_bytes;
         thread.context.uc_link = &scheduler;
         makecontext(&thread.context, begin, 0);
     }

@@ -17,6 +17,7 @@ from xsoftmax.verify.inputs import numpy_dtype
 
 COMPILER = shutil.which("g++") if platform.machine() == "x86_64" else None
 HERE = Path(__file__).parent
+NAME = "host_cuda"
 H200 = cuda.Device(multiprocessors=132, shared_bytes=227 << 10, clusters=True)
 WEIGHING = ("weigh", "count_part", "scale_part", "sum_losses", "sum_part", "join_losses")
 OPERATIONS = ("softmax", "log_softmax", "logsumexp", "cross_entropy")
@@ -59,6 +60,8 @@ class Host:
     def compile(self, folder):
         """What is missing, as one library."""
         names, self.missing = sorted(self.missing), set()
+        if not names:
+            return
         library = build(names, folder)
         self.kernels |= {name: getattr(library, f"kernel_{i}") for i, name in enumerate(names)}
 

@@ -25,7 +25,8 @@ struct Pieces {
     typedef typename A::Real Real;
     std::vector<TargetRow<A>> rows;
 
-    Pieces(const double* x, const double* t, const int* ends, int pieces) : rows(pieces) {
+    Pieces(const double* x, const double* t, const int* ends, int pieces, double temperature)
+        : rows(pieces, TargetRow<A>{Row<A>(-Format<Real>::infinity(), temperature), {}}) {
         for (int i = 0, j = 0; i < pieces; ++i) {
             for (; j + 4 <= ends[i]; j += 4) add<4>(rows[i], x + j, t + j);
             for (; j < ends[i]; ++j) add<1>(rows[i], x + j, t + j);
@@ -41,11 +42,11 @@ struct Pieces {
 
 template <class A, class Result>
 void results(const double* x, const double* t, int classes, const int* ends, int pieces, const int* merges, int label,
-             double total, double zeta, double factor, double* softmax, double* log_softmax, double* grad,
-             double* target_grad, double* numbers) {
+             double total, double zeta, double factor, double temperature, double* softmax, double* log_softmax,
+             double* grad, double* target_grad, double* numbers) {
     typedef typename A::Real Real;
     Flushing flushing(sizeof(Real) == 4);
-    Pieces<A> p(x, t, ends, pieces);
+    Pieces<A> p(x, t, ends, pieces, temperature);
     for (int i = 0; i < pieces - 1; ++i) p.rows[merges[2 * i]].merge(p.rows[merges[2 * i + 1]]);
     const TargetRow<A>& whole = p.rows[merges[2 * pieces - 2]];
     const Row<A>& row = whole.row;
@@ -71,10 +72,11 @@ extern "C" {
 
 #define RESULTS(NAME, A, RESULT)                                                                             \
     void NAME(const double* x, const double* t, int classes, const int* ends, int pieces, const int* merges, \
-              int label, double total, double zeta, double factor, double* softmax, double* log_softmax,     \
-              double* grad, double* target_grad, double* numbers) {                                          \
-        results<A, RESULT>(x, t, classes, ends, pieces, merges, label, total, zeta, factor, softmax,         \
-                           log_softmax, grad, target_grad, numbers);                                         \
+              int label, double total, double zeta, double factor, double temperature, double* softmax,      \
+              double* log_softmax, double* grad, double* target_grad, double* numbers) {                     \
+        (temperature == 1.0 ? results<A, RESULT> : results<Divided<A>, RESULT>)(                             \
+            x, t, classes, ends, pieces, merges, label, total, zeta, factor, temperature, softmax,           \
+            log_softmax, grad, target_grad, numbers);                                                        \
     }
 
 RESULTS(float64, Float64, double)

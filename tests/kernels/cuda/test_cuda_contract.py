@@ -1,19 +1,14 @@
 """The operations by CUDA kernels, run on the host, keep the contract on every case."""
 
 import contextlib
-import sys
-import types
 
 import host_kernels
 import numpy as np
 import pytest
 from random_problems import failures
-from support import forget_choices
 
 import xsoftmax as xs
-from xsoftmax import choose
 from xsoftmax import verify as verification
-from xsoftmax.implementations import REGISTRY, Entry
 from xsoftmax.verify import DTYPES, plan, summarise, verify
 from xsoftmax.verify.inputs import numpy_dtype
 
@@ -23,7 +18,6 @@ pytestmark = [
     pytest.mark.skipif(host_kernels.COMPILER is None, reason="no g++ here"),
 ]
 
-NAME = "host_cuda"
 LOOKED_AT = "no error, expected ValueError"  # of NumPy's labels, which a device's kernels leave as rows of nan
 VERBS = (
     "softmax",
@@ -35,22 +29,6 @@ VERBS = (
     "cross_entropy",
     "cross_entropy_and_grad",
 )
-
-
-@pytest.fixture
-def on_host(monkeypatch):
-    """The kernels as an implementation that NumPy's arrays can ask for."""
-    kernels = host_kernels.Host()
-    module = types.ModuleType(f"xsoftmax.implementations.{NAME}")
-    module.refuses = lambda problem: []
-    for operation, function in host_kernels.implementation(NAME, kernels).items():
-        setattr(module, operation, function)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(choose, "REGISTRY", (Entry(NAME, "numpy", off="only here"), *REGISTRY))
-    forget_choices()
-    with xs.use_implementation(NAME):
-        yield kernels
-    forget_choices()
 
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != "integer"])
@@ -121,7 +99,7 @@ def test_short_cuts(on_host, tmp_path, dtype, shape):
     rng = np.random.default_rng(shape[1])
     x = host_kernels.aligned(rng.normal(size=shape).astype(numpy_dtype(dtype)))
     labels = rng.integers(0, shape[1], shape[0])
-    found = host_kernels.short_cuts(NAME, on_host)
+    found = host_kernels.short_cuts(host_kernels.NAME, on_host)
 
     def both():
         short = {name: found[name](x, None) for name in ("softmax", "log_softmax")}

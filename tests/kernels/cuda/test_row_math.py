@@ -59,7 +59,7 @@ def library(tmp_path_factory):
     for arithmetic in ARITHMETICS:
         getattr(found, arithmetic.name).argtypes = [
             NUMBERS, NUMBERS, ctypes.c_int, INDICES, ctypes.c_int, INDICES, ctypes.c_int,
-            *[ctypes.c_double] * 3, *[NUMBERS] * 5,
+            *[ctypes.c_double] * 4, *[NUMBERS] * 5,
         ]  # fmt: skip
     found.functions.argtypes = [NUMBERS, ctypes.c_int, ctypes.c_int, *[NUMBERS] * 5]
     return found
@@ -75,7 +75,7 @@ class Results(NamedTuple):
     target_loss: float
 
 
-def computed(library, arithmetic, x, t=None, label=0, total=1.0, zeta=0.0, factor=1.0, pieces=None):
+def computed(library, arithmetic, x, t=None, label=0, total=1.0, zeta=0.0, factor=1.0, temperature=1.0, pieces=None):
     """Results of a row, cut at random and put together in a random order."""
     x = np.ascontiguousarray(x, np.float64)
     if t is None:
@@ -93,8 +93,9 @@ def computed(library, arithmetic, x, t=None, label=0, total=1.0, zeta=0.0, facto
     merges.append((left[0], left[0]))
     arrays = [np.empty(x.size) for _ in range(4)]
     numbers = np.empty(3)
+    options = (label, total, zeta, factor, temperature)
     getattr(library, arithmetic.name)(
-        x, t, x.size, ends, pieces, np.array(merges, np.int32).reshape(-1), label, total, zeta, factor, *arrays, numbers
+        x, t, x.size, ends, pieces, np.array(merges, np.int32).reshape(-1), *options, *arrays, numbers
     )
     return Results(*arrays, *numbers)
 
