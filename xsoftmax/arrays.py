@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import array_api_compat
@@ -80,6 +81,23 @@ def completed(x: Any) -> Any:
 def may_be_cut(x: Any, xp: Any) -> bool:
     """Whether parts of an axis of `x` may lie on devices of their own."""
     return library_of(xp) == "jax" or is_distributed(x)
+
+
+def looked_up(table: Any, index: Any, xp: Any) -> Any:
+    """`table[index]` of a table with one axis, for an index of any shape that lies inside."""
+    library = library_of(xp)
+    if library in ("cupy", "jax", "numpy", "torch"):
+        return table[index]
+    if library in ("cubed", "dask"):  # their own indexing computes the index, or takes one axis alone
+        blockwise = import_module("dask.array" if library == "dask" else library).apply_gufunc
+        whole = table.rechunk((table.shape[0],))
+        return blockwise(_at, "(k),()->()", whole, index, output_dtypes=table.dtype)
+    entries = xp.take(table, xp.reshape(index, (-1,)), axis=0)
+    return xp.reshape(entries, index.dynamic_shape if None in index.shape else index.shape)  # of ndonnx, where traced
+
+
+def _at(table: Any, index: Any) -> Any:
+    return table[index]
 
 
 def has_dtype(name: str, xp: Any, device: Any) -> bool:

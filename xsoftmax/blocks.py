@@ -6,10 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from .strides import runs
 from .threads import each
 
 Array = Any
+# a decorator; each thread has warnings of its own, and infinite and 0 are results as others
+quietly = np.errstate(all="ignore")
 Block = tuple[slice, slice]
 ELEMENTS = 1 << 16  # of a block: its float64 copies stay in a cache of 1 MiB
 
@@ -61,4 +65,4 @@ def on_blocks(work: Callable[..., None], *arrays: Array | None, elements: int = 
         work(*arrays)
         return
     blocks = cut(outer, inner, classes, elements)
-    each(lambda i: work(*(None if a is None else a[blocks[i]] for a in arrays)), len(blocks))
+    each(quietly(lambda i: work(*(None if a is None else a[blocks[i]] for a in arrays))), len(blocks))

@@ -362,7 +362,20 @@ def targets(
         if not isinstance(number, int):
             number = xp.maximum(number, xp.ones_like(number))
         t = (1.0 - label_smoothing) * t + label_smoothing * kept / number
-    return t if weight is None else t * weight
+    return t if weight is None else times_weight(t, weight, xp=xp)
+
+
+def times_weight(t: Array, weight: Array, *, xp: Any) -> Array:
+    """t · weight, where t = 0 outweighs a weight that is not finite"""
+    return t * xp.where((t == 0.0) & ~xp.isfinite(weight), xp.zeros_like(weight), weight)
+
+
+def of_kept(a: Array, where: Array | None, axes: Axes, *, xp: Any) -> Array:
+    """0 in rows of which `where` keeps nothing"""
+    if where is None:
+        return a
+    where = where[(None,) * (a.ndim - where.ndim) + (...,)]
+    return xp.where(count(where, axes, a.dtype, xp=xp) == 0.0, xp.zeros_like(a), a)
 
 
 def cross_entropy(x: Array, e: Exponentials, t: Array, zeta: Array | float, axes: Axes, *, xp: Any) -> Array:
@@ -434,7 +447,7 @@ class State(NamedTuple):
 
     m: Array
     wm: Array
-    q: Array
+    q: Array  # where m = −∞: 0 if all these classes are masked, else nan
     top: Array  # t at the maximum, of ties their sum: no gradient asks for it then
     others: Array  # Σ of the other t
     far: Array  # Σ t (m − x)
@@ -443,19 +456,25 @@ class State(NamedTuple):
     def sum_t(self) -> Array:
         return self.top + self.others
 
+    @property
+    def is_empty(self) -> Array:
+        """Whether all classes are masked."""
+        return (self.m == -math.inf) & (self.q == 0.0)
+
     def log_sum(self, *, xp: Any) -> Array:
         return xp.log1p(self.q / self.wm)
 
 
-def state(x: Array, t: Array | None, classes: int, axes: Axes, *, xp: Any) -> State:
+def state(x: Array, t: Array | None, where: Array | None, classes: int, axes: Axes, *, xp: Any) -> State:
     """`t` is None where no loss is asked for."""
     e = exponentials(x, axes, classes=classes, xp=xp)
+    q = of_kept(e.q, where, axes, xp=xp)
     if t is None:
         zeros = xp.zeros_like(e.m)
-        return State(e.m, e.wm, e.q, zeros, zeros, zeros)
+        return State(e.m, e.wm, q, zeros, zeros, zeros)
     zeros, at_max = xp.zeros_like(t), x == e.m
     top, others = (total(a, axes, xp=xp) for a in (xp.where(at_max, t, zeros), xp.where(at_max, zeros, t)))
-    return State(e.m, e.wm, e.q, top, others, _far(x, e.m, t, axes, xp=xp))
+    return State(e.m, e.wm, q, top, others, _far(x, e.m, t, axes, xp=xp))
 
 
 def merged(s: State, classes: int, axes: Axes, *, xp: Any) -> State:
@@ -479,7 +498,7 @@ def merged(s: State, classes: int, axes: Axes, *, xp: Any) -> State:
     return State(
         m,
         wm,
-        xp.where(shift.finite, q, xp.full_like(q, math.nan)),
+        xp.where(shift.finite, q, xp.where(m == -math.inf, total(s.q, axes, xp=xp), xp.full_like(q, math.nan))),
         total(xp.where(at_max, s.top, zeros), axes, xp=xp),
         total(others, axes, xp=xp),
         total(s.far + _times_distance(s.sum_t, s.m, m, xp=xp), axes, xp=xp),
@@ -510,7 +529,8 @@ def _of_part(x: Array, s: State, classes: int, *, xp: Any) -> Exponentials:
 
 
 def cross_entropy_of_state(s: State, zeta: Array | float, *, xp: Any) -> Array:
-    return _loss(s.sum_t, s.far, s.m, s.log_sum(xp=xp), zeta)
+    loss = _loss(s.sum_t, s.far, s.m, s.log_sum(xp=xp), zeta)
+    return xp.where(s.is_empty, xp.zeros_like(loss), loss)
 
 
 def cross_entropy_grad_of_part(x: Array, s: State, t: Array, zeta: Array | float, classes: int, *, xp: Any) -> Array:

@@ -70,9 +70,10 @@ def cross_entropy(
     axis : int, default -1
         The axis that holds the classes; 1 for PyTorch's and ONNX's ``(N, C, d1, ...)``.
     where : bool array, optional
-        Broadcastable to `logits`. Where False, a class is absent whatever `logits` holds there.
+        Broadcastable to `logits`. Where False, a class is absent whatever `logits` holds there; a row with no class
+        left has loss 0, and counts in a mean.
     weight : array, shape ``(C,)``, optional
-        Factors of the classes.
+        Factors of the classes. That of a class which no row names may be anything, inf and nan too.
     sample_weight : array, shape of `logits` without `axis`, optional
         Factors of the rows. A row of weight 0 is absent, whatever it holds.
     ignore_index : int, optional

@@ -77,8 +77,7 @@ def _reduced(p: Problem, loss: Array, w: Weighing, *, xp: Any) -> Array:
         loss = xp.where(w.absent, xp.zeros_like(loss), loss)
     if w.bad is not None:
         loss = xp.where(w.bad, xp.full_like(loss, math.nan), loss)
-    if w.s is not None:
-        loss = loss * w.s
+    loss = 0.0 - (0.0 - loss if w.s is None else loss * (0.0 - w.s))  # never −0.0, of whatever weight or target
     if w.reduction == "none":
         return xp.squeeze(loss, axis=p.axes[0])
     loss = weighing.sum_of_rows(loss, xp)

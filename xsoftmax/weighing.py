@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from .arrays import class_indices, with_axis
+from .arrays import looked_up, with_axis
+from .formulas import times_weight
 from .sums import total
 
 Array = Any
@@ -28,8 +29,12 @@ def marked(given: Any) -> Marks:
     if given.ignore_index is not None:
         ignored = label == given.ignore_index
         absent = ignored if absent is None else ignored | absent
-    bad = (label < 0) | (label >= given.classes)
+    bad = is_no_class(given, label)
     return Marks(label, absent, bad if absent is None else bad & ~absent)
+
+
+def is_no_class(given: Any, label: Array) -> Array:
+    return (label < 0) | (label >= given.classes)
 
 
 def counted(given: Any, absent: Array | None, bad: Array | None) -> Array | None:
@@ -48,7 +53,7 @@ def totals(given: Any, label: Array | None, counts: Array | None) -> tuple[Array
     if label is None or given.weight is None:
         return unweighted, unweighted
     weights = _label_weight(given, label)
-    return unweighted, sum_of_rows(weights if counts is None else counts * weights, given.xp)
+    return unweighted, sum_of_rows(weights if counts is None else times_weight(counts, weights, xp=given.xp), given.xp)
 
 
 def sum_of_rows(x: Array, xp: Any) -> Array:
@@ -58,9 +63,9 @@ def sum_of_rows(x: Array, xp: Any) -> Array:
 
 def mean_of(total: Array, divisor: Array | int, xp: Any) -> Array:
     """Σ s L / Σ w, nan for the mean of nothing."""
-    mean = total / or_one(divisor, xp)
     if isinstance(divisor, int):
-        return mean if divisor else xp.full_like(mean, math.nan)
+        return total / divisor if divisor else xp.full_like(total, math.nan)
+    mean = 0.0 - total / (0.0 - or_one(divisor, xp))  # never −0.0
     # a mean that is nan by itself stays, so that its derivative is nan too
     return xp.where((divisor == 0.0) & ~xp.isnan(mean), xp.full_like(mean, math.nan), mean)
 
@@ -83,6 +88,6 @@ def _number_of_rows(given: Any) -> Array | int:
 
 def _label_weight(given: Any, label: Array) -> Array:
     """weight[label], 0 for a label that is no class."""
-    p, xp = given.problem, given.xp
-    hit = label == class_indices(given.classes, p.axes[0], xp, given.device, given.weight)
-    return xp.sum(xp.where(hit, given.weight, xp.zeros_like(given.weight)), axis=p.axes[0], keepdims=True)
+    xp, bad = given.xp, is_no_class(given, label)
+    weights = looked_up(xp.reshape(given.weight, (-1,)), xp.where(bad, xp.zeros_like(label), label), xp)
+    return xp.where(bad, xp.zeros_like(weights), weights)

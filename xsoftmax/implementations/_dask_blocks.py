@@ -18,7 +18,13 @@ def blockwise(f: Any, index: Iterable[int], arrays: list[Any], dtype: Any, name:
     """`da.blockwise` of `arrays`, each followed by its index."""
     index = tuple(index)
     meta = np.empty_like(arrays[0]._meta, shape=(0,) * len(index), dtype=dtype)
-    return da.blockwise(f, index, *arrays, dtype=dtype, meta=meta, token=f"xsoftmax-{name}", **options)
+    task = partial(_quietly, f)
+    return da.blockwise(task, index, *arrays, dtype=dtype, meta=meta, token=f"xsoftmax-{name}", **options)
+
+
+def _quietly(f: Any, *blocks: Any) -> Any:
+    with np.errstate(all="ignore"):
+        return f(*blocks)
 
 
 def alone(block: Any) -> Any:

@@ -223,7 +223,7 @@ _gradient.defjvp(_gradient_jvp)
 def _state(call: _Call, given: _Given) -> State:
     def step(block: dict[str, Any]) -> State:
         (z, _), (t, _) = _capped(call, block), _targets(call, block)
-        return formulas.state(z, t, call.classes, (-1,), xp=jnp)
+        return formulas.state(z, t, block.get("where"), call.classes, (-1,), xp=jnp)
 
     side_by_side = jax.tree.map(lambda a: a[:, 0, :], call.of_blocks(step, given.rows, given.classes))
     return formulas.merged(side_by_side, call.classes, (-1,), xp=jnp)
@@ -244,7 +244,7 @@ def _loss_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
         if v is not None:
             parts.append(times(_gradient(call, b["state"], b["lse"], b["sum_t"], z, t, given.zeta), v))
         if dt is not None:
-            absent = (t == 0.0) & (z == -math.inf)
+            absent = ((t == 0.0) & (z == -math.inf)) | b["state"].is_empty
             parts.append(times(jnp.where(absent, 0.0, b["lse"] - z), dt))
         return sum(parts[1:], parts[0]) if parts else None
 
@@ -256,7 +256,8 @@ def _loss_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
 
 @_ruled
 def _lse(call: _Call, state: State, given: _Given) -> Array:
-    return state.m + state.log_sum(xp=jnp)
+    lse = state.m + state.log_sum(xp=jnp)
+    return jnp.where(state.is_empty, 0.0, lse)
 
 
 @partial(_lse.defjvp, symbolic_zeros=True)

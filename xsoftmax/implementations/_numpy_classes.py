@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import formulas
-from ..blocks import cut
+from ..blocks import cut, quietly
 from ..chunks import of_rows
 from ..formulas import Part, ProductState, State
 from ..problem import Array, Problem, Rows
@@ -125,7 +125,7 @@ def _in_blocks(work: Any) -> Any:
             for to, a in zip(whole, found if isinstance(found, tuple) else (found,), strict=True):
                 to[parts[i]] = a
 
-        each(fill, len(parts))
+        each(quietly(fill), len(parts))
         return type(first)(*whole) if isinstance(first, tuple) else whole[0]
 
     return in_blocks

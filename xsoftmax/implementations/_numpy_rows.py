@@ -20,6 +20,7 @@ from ..problem import Array, Problem, Rows
 from . import array_api
 
 READ = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
+_LEAST, _MOST = 2.0**-126, 2.0**127  # normal numbers of either
 
 
 class Arithmetic(Protocol):
@@ -155,6 +156,8 @@ class Operations:
                 labels = None
             g = None if grad is None else np.empty_like(z)
             self.arithmetic.cross_entropy(None if labels is None else weight, z, t, g, labels, *numbers)
+            if kept is not None and (loss := numbers[-1]) is not None:
+                loss[~kept.any(axis=-1)] = 0.0
             if g is not None and grad is not None:
                 slope, _ = formulas.capped_derivatives(raw, p.softcap, p.temperature, xp=xp)
                 if slope is not None:
@@ -274,6 +277,14 @@ def _with_rows(parts: list[list[Array | None]], *by_row: Array | None) -> Iterat
                 shares.append(a.reshape(-1)[start : start + outer * inner].reshape(outer, inner, 1))
         start += outer * inner
         yield [part, *shares]
+
+
+def quick_mean(mean: Any, like: Array) -> Any:
+    """As NumPy's scalar; a cast that overflows or underflows would warn."""
+    if _LEAST <= mean <= _MOST:
+        return like.dtype.type(mean)
+    with np.errstate(all="ignore"):
+        return like.dtype.type(mean)
 
 
 def quick_result(out: Array | None, x: Array, *others: Array) -> Array | None:

@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from .. import formulas
 from ..arrays import cast, rounded
 from ..formulas import State
@@ -19,7 +21,10 @@ def refuses(problem: Problem) -> list[str]:
 
 def together(p: Problem, given: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
     """A verb behind its checks; an implementation may have a way to run it as one."""
-    return verb(given._replace(problem=p), *options, run=run)
+    if p.library in ("cupy", "jax", "torch"):
+        return verb(given._replace(problem=p), *options, run=run)
+    with np.errstate(all="ignore"):  # theirs is NumPy's arithmetic: infinite and 0 are results as others
+        return verb(given._replace(problem=p), *options, run=run)
 
 
 def softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
@@ -88,7 +93,7 @@ def cross_entropy(
     e = formulas.exponentials(z, p.axes, xp=xp)
     loss = grad = None
     if "loss" in p.wants:
-        loss = formulas.cross_entropy(z, e, t, rows.zeta, p.axes, xp=xp)
+        loss = formulas.of_kept(formulas.cross_entropy(z, e, t, rows.zeta, p.axes, xp=xp), rows.where, p.axes, xp=xp)
     if "grad" in p.wants:
         lse = e.m + e.log_sum(xp=xp)
         grad = formulas.cross_entropy_grad(e.softmax(), e.complement(xp=xp), t, rows.zeta, lse, p.axes, xp=xp)
@@ -104,9 +109,9 @@ def class_state(
 ) -> State:
     """What some classes of the rows tell of their loss; of their logits alone without targets."""
     if targets is None:
-        return formulas.state(logits(p, x, rows.where, xp), None, part.classes, p.axes, xp=xp)
+        return formulas.state(logits(p, x, rows.where, xp), None, rows.where, part.classes, p.axes, xp=xp)
     _, z, t = _capped_rows(p, x, targets, rows, xp, part)
-    return formulas.state(z, t, part.classes, p.axes, xp=xp)
+    return formulas.state(z, t, rows.where, part.classes, p.axes, xp=xp)
 
 
 def class_grad(
@@ -265,7 +270,9 @@ def _second_order(p: Problem, x: Array, targets: Array, rows: Rows, xp: Any, run
     x, z, t = _capped_rows(p, x, targets, rows, xp)
     inner = replace(p, dtype=p.compute, result=p.compute, temperature=1.0, softcap=None, wants=())
     y = run("softmax", inner, z, rows.where, xp=xp)
-    lse = run("logsumexp", inner, z, rows.where, xp=xp) if p.z_loss else None
+    lse = None
+    if p.z_loss:  # −∞ · 0 would be nan
+        lse = formulas.of_kept(run("logsumexp", inner, z, rows.where, xp=xp), rows.where, p.axes, xp=xp)
     slope, curvature = formulas.capped_derivatives(x, p.softcap, p.temperature, xp=xp)
     return x, y, t, lse, slope, curvature
 

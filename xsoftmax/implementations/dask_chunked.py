@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..blocks import quietly
 from ..problem import Problem
 from . import _dask_operations, array_api
 from ._dask_records import without_empty_blocks
@@ -18,6 +19,7 @@ def refuses(problem: Problem) -> list[str]:
     return []
 
 
+@quietly
 def together(p: Problem, given: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
     given = without_empty_blocks(given._replace(problem=p))
     if splits_classes(given):

@@ -229,10 +229,10 @@ def _loss_tangent(call: _Call, primals: Any, tangents: Any, grad: Array, t: Arra
         d.append(call.total(times(grad, dx)))
     if dt is not None:
         log_y = _log_softmax(call, x, where)
-        log_y = jnp.where((t == 0.0) & (log_y == -math.inf), 0.0, log_y)
+        log_y = jnp.where((t == 0.0) & (log_y == -math.inf), 0.0, _of_kept(call, log_y, where))
         d.append(call.total(times(-log_y, dt)))
     if _varies(d_zetas):
-        lse = _logsumexp(call, x, where)
+        lse = _of_kept(call, _logsumexp(call, x, where), where)
         d.append(lse * lse * d_zetas)
     return sum(d)
 
@@ -248,10 +248,10 @@ def _grad_tangent(call: _Call, primals: Any, tangents: Any, dt: Array | None) ->
         axes = call.problem.axes
         y = _softmax(call, x, where)
         dt = jnp.zeros_like(x) if dt is None else dt
-        zeta, lse = (d_zetas, _logsumexp(call, x, where)) if _varies(d_zetas) else (0.0, None)
+        zeta, lse = (d_zetas, _of_kept(call, _logsumexp(call, x, where), where)) if _varies(d_zetas) else (0.0, None)
         not_y = formulas.complement(y, axes, xp=jnp)
         d.append(_dz(call, x, formulas.cross_entropy_grad(y, not_y, dt, zeta, lse, axes, xp=jnp)))
-    return sum(d)
+    return _masked(sum(d), where, 0.0)
 
 
 def _targets(call: _Call, primals: Any, tangents: Any) -> tuple[Array, Array | None]:
@@ -317,6 +317,10 @@ def _logits(p: Problem, x: Array, where: Array | None) -> Array:
 
 def _masked(x: Array, where: Array | None, value: float) -> Array:
     return x if where is None else jnp.where(where, x, value)
+
+
+def _of_kept(call: _Call, a: Array, where: Array | None) -> Array:
+    return formulas.of_kept(a, where, call.problem.axes, xp=jnp)
 
 
 def _dz(call: _Call, x: Array, dx: Array) -> Array:

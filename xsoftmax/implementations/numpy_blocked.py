@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import formulas, sums
-from ..blocks import ELEMENTS
+from ..blocks import ELEMENTS, quietly
 from ..problem import Array, Problem, Rows
 from . import _numpy_classes, array_api
 from ._numpy_rows import READ, Operations, quick_result
@@ -221,7 +221,9 @@ def _label_rows(
     if grad is None:
         return
     s = q + wm
-    factor = total if scale is None else total * np.broadcast_to(scale, grad.shape)[:, 0]
+    factor = total
+    if scale is not None:
+        factor = formulas.times_weight(np.broadcast_to(scale, grad.shape)[:, 0], np.asarray(total), xp=np)
     e_label = _exp(sums.x[at], m)
     y = e_label / s
     to = grad.T if sums.axis == 0 else grad
@@ -273,6 +275,7 @@ def _quick_largest(x: Array) -> Array | None:
     return m if np.vdot(m, m) < _ORDINARY**2 else None  # one call, where the largest of |m| would be two
 
 
+@quietly
 def _quick_softmax(x: Array, out: Array | None) -> Array | None:
     if _quick_largest(x) is None or (y := quick_result(out, x)) is None:
         return None
@@ -280,6 +283,7 @@ def _quick_softmax(x: Array, out: Array | None) -> Array | None:
     return np.divide(e, np.add.reduce(e, axis=1, keepdims=True), out=y, casting="same_kind")
 
 
+@quietly
 def _quick_log_softmax(x: Array, out: Array | None) -> Array | None:
     if (parts := _quick_parts(x)) is None or (y := quick_result(out, x)) is None:
         return None
@@ -296,6 +300,7 @@ def _quick_parts(x: Array) -> tuple[Array, Array] | None:
     return (m, np.log1p(ratio)) if np.minimum.reduce(ratio, axis=None) > _DIGITS else None
 
 
+@quietly
 def _quick_cross_entropy(x: Array, labels: Array) -> Any:
     if type(labels) is not np.ndarray or labels.dtype.kind != "i" or labels.shape != x.shape[:1]:
         return None

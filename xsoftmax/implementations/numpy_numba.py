@@ -14,7 +14,7 @@ from ..problem import Array, Problem
 from ..threads import get_num_threads
 from . import _numba_classes
 from ._numba_calls import TYPES, kernel, memory, step
-from ._numpy_rows import READ, Operations, quick_result
+from ._numpy_rows import READ, Operations, quick_mean, quick_result
 
 _WIDEST = 1 << 16  # classes of rows that are worked across: a tile is 8 rows wide
 _WIDEST_HALF = 1 << 10  # the same, of half precision: 64 rows of float32 in 256 KiB
@@ -162,14 +162,14 @@ def _quick_cross_entropy(x: Array, labels: Array) -> Any:
     if not _are_plain(labels, x):
         return None
     mean = kernel("small", "mean_cross_entropy")(x, labels, np.empty(len(x)))
-    return None if mean == -1.0 else x.dtype.type(mean)
+    return None if mean == -1.0 else quick_mean(mean, x)
 
 
 def _quick_cross_entropy_and_grad(x: Array, labels: Array, out: Array | None) -> tuple[Any, Array] | None:
     if not _are_plain(labels, x) or (grad := quick_result(out, x, labels)) is None:
         return None
     mean = kernel("small", "mean_cross_entropy_and_grad")(x, labels, np.empty(len(x)), grad)
-    return None if mean == -1.0 else (x.dtype.type(mean), grad)
+    return None if mean == -1.0 else (quick_mean(mean, x), grad)
 
 
 def _are_plain(labels: Array, x: Array) -> bool:

@@ -12,6 +12,7 @@ import array_api_compat.numpy
 import numpy as np
 import torch
 
+from ..blocks import quietly
 from ..problem import Array, Problem, Rows
 from ._torch_memory import are_plain
 
@@ -25,6 +26,7 @@ def refuses(problem: Problem) -> list[str]:
 
 
 def _as_numpy(operation: str) -> Callable[..., Any]:
+    @quietly
     def run_as_numpy(p: Problem, *arrays: Any, xp: Any, run: Any) -> Any:
         if not are_plain("cpu", *arrays):
             return run(operation, p, *arrays, xp=xp, after="torch_cpu")
@@ -34,6 +36,7 @@ def _as_numpy(operation: str) -> Callable[..., Any]:
 
 
 def _as_numpy_into(operation: str) -> Callable[..., Any]:
+    @quietly
     def run_as_numpy(p: Problem, *arrays: Any, xp: Any, run: Any, out: Array | None = None) -> Any:
         if not are_plain("cpu", *arrays, out):
             return run(operation, p, *arrays, xp=xp, after="torch_cpu")

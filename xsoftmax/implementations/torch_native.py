@@ -132,8 +132,10 @@ def _settled(p: Problem, x: Array, u: Array, where: Array | None = None) -> Arra
     return torch.where(lost & (torch.amax(torch.abs(u), dim=p.axes, keepdim=True) == 0.0), torch.zeros_like(x), x)
 
 
-def _times(a: Array | float, b: Array) -> Array:
+def _times(a: Array | float, b: Array | float) -> Array:
     """a · b, where a = 0 outweighs a b that is not finite."""
+    if isinstance(b, float):
+        return a * b
     return a * torch.where((a == 0.0) & ~torch.isfinite(b), torch.zeros_like(b), b)
 
 
@@ -302,6 +304,10 @@ class _Row:
             return self.c(operation, z, where, **plain)
         return self.c(operation, self.c(log_softmax, z, where, **plain), *vectors, where, **plain)
 
+    def log_normaliser(self) -> Array:
+        """logsumexp(z), 0 where nothing is kept"""
+        return formulas.of_kept(self.of_z(logsumexp), self.rows.where, self.c.p.axes, xp=self.c.xp)
+
     def surprise(self) -> Array:
         """∂L/∂t_i = logsumexp(z) − z_i"""
         return _masked(-self.of_z(log_softmax), self.rows.where)
@@ -332,7 +338,7 @@ class _Row:
         """Cotangents of targets and weight from u · dt."""
         per_target, per_weight = self.target_factors()
         return (
-            _times(u * per_target, dt) if self.c.needs[1] else None,
+            _times(_times(u, per_target), dt) if self.c.needs[1] else None,
             _times(u * per_weight, dt).sum_to_size(self.rows.weight.shape) if self.c.needs[3] else None,
         )
 
@@ -341,7 +347,7 @@ class _Row:
             return None
         per_target, per_weight = self.target_factors()
         return _total(
-            None if dtargets is None else per_target * self.c.wide(dtargets, self.rows.where),
+            None if dtargets is None else _times(self.c.wide(dtargets, self.rows.where), per_target),
             None if dweight is None else per_weight * dweight,
         )
 
@@ -367,7 +373,7 @@ def _loss_back(c: _Call, kept: list[Any], u: Array) -> Arrays:
     if c.needs[1] or c.needs[3]:
         dtargets, dweight = row.back_from_t(u, row.surprise())
     if c.needs[5]:
-        dzeta = (u * row.of_z(logsumexp) ** 2).sum_to_size(row.rows.zeta.shape)
+        dzeta = (u * row.log_normaliser() ** 2).sum_to_size(row.rows.zeta.shape)
     return dx, dtargets, None, dweight, None, dzeta
 
 
@@ -385,7 +391,7 @@ def _gradient_back(c: _Call, kept: list[Any], u: Array) -> Arrays:
         dscale = c.sum(u * row.gradient(None, c.p.compute)).sum_to_size(scale.shape)
     if c.needs[5]:
         y_v = c.sum(row.of_z(softmax) * row.times_slope(scaled))
-        dzeta = (2.0 * row.of_z(logsumexp) * y_v).sum_to_size(row.rows.zeta.shape)
+        dzeta = (2.0 * row.log_normaliser() * y_v).sum_to_size(row.rows.zeta.shape)
     return dx, dtargets, None, dweight, dscale, dzeta
 
 
@@ -405,7 +411,7 @@ def _loss_forth(row: _Row, tangents: Arrays) -> Array:
         c.wide(torch.zeros_like(torch.narrow(row.x, c.p.axes[0], 0, 1))),  # a scale alone doesn't touch the loss
         None if dx is None else c.sum(row.gradient(None, c.p.compute) * c.wide(dx, row.rows.where)),
         None if dt is None else c.sum(_times(dt, row.surprise())),
-        None if dzeta is None else row.of_z(logsumexp) ** 2 * dzeta,
+        None if dzeta is None else row.log_normaliser() ** 2 * dzeta,
     )
 
 
@@ -415,7 +421,7 @@ def _gradient_forth(row: _Row, tangents: Arrays) -> Array | None:
     parts = [
         None if dx is None else row.hessian_product(c.wide(dx, row.rows.where), c.p.compute),
         None if dt is None else -row.times_slope(row.of_z(log_softmax_vjp, dt)),
-        None if dzeta is None else row.times_slope(2.0 * row.of_z(logsumexp) * row.of_z(softmax)) * dzeta,
+        None if dzeta is None else row.times_slope(2.0 * row.log_normaliser() * row.of_z(softmax)) * dzeta,
     ]
     if (total := _total(*parts)) is not None and scale is not None:
         total = _times(scale, total)

@@ -52,21 +52,27 @@ class LossProblem:
                 if self.present[i] and not self.bad[i]:
                     self.targets[i, t] = 1
                     class_weight[i] = self.weight[t]
-            self.masked = np.sum(self.targets * ~self.mask * self.weight, axis=-1)
-        self.one_hot = label_smoothing == 0 and bool(np.all(np.sum(self.targets * self.weight != 0, axis=-1) <= 1))
+            self.masked = np.sum(np.where(self.mask, 0.0, self.weighted()), axis=-1)
+        self.one_hot = label_smoothing == 0 and bool(np.all(np.sum(self.weighted() != 0, axis=-1) <= 1))
         counted = self.present & ~self.bad
         with MP.workprec(400):
             self.denominator = MP.fsum(MP.mpf(s) * MP.mpf(w) for s, w in self._pairs(counted, class_weight))
             self.z_denominator = MP.fsum(MP.mpf(s) for s, _ in self._pairs(counted, class_weight))
 
+    def weighted(self) -> np.ndarray:
+        """Targets times class weights; 0 outweighs any."""
+        shown = self.targets != 0
+        return np.multiply(self.targets, self.weight, where=shown, out=np.zeros(shown.shape))
+
     def _pairs(self, counted, class_weight):
         return zip(self.sample_weight[counted].tolist(), class_weight[counted].tolist(), strict=True)
 
     def coefficients(self, q: list[float], weight: list[float], counts: list[int]) -> list:
-        """w_c·((1 − ε)·q_c + ε/K), K the classes kept in this row."""
+        """w_c·((1 − ε)·q_c + ε/K), K the classes kept in this row; 0 of whatever weight is 0."""
         eps = MP.mpf(self.smoothing)
         kept = sum(counts)
-        return [MP.mpf(w) * ((1 - eps) * MP.mpf(a) + eps / kept) for a, w in zip(q, weight, strict=True)]
+        shares = [(1 - eps) * MP.mpf(a) + eps / kept for a in q]
+        return [MP.mpf(w) * a if a else a for a, w in zip(shares, weight, strict=True)]
 
     def masked_coefficient(self, i: int):
         return (1 - MP.mpf(self.smoothing)) * MP.mpf(float(self.masked[i]))

@@ -117,13 +117,15 @@ def loss_row(z, counts, coefs, transform: Transform, scale, z_scale, v, masked=Z
 
     ``masked`` is the coefficient of a target class that ``where`` took out: it has no nll, but a share of the gradient.
     """
+    if not z:  # nothing kept
+        return LossRow((ZERO, ZERO), [], [], [])
     s = state(z, counts)
     big = s.lse_unit
     weight = abs(masked) + MP.fsum(n * abs(q) for n, q in zip(counts, coefs, strict=True))
     q_sum = masked + MP.fsum(n * q for n, q in zip(counts, coefs, strict=True))
     one_hot = sum(n for n, q in zip(counts, coefs, strict=True) if q) <= 1
 
-    undefined = not z or any(MP.isnan(a) for a in s.y)
+    undefined = any(MP.isnan(a) for a in s.y)
     terms = [n * q * a for n, q, a in zip(counts, coefs, s.nll, strict=True) if q]
     loss = NAN if undefined else INF if masked else scale * MP.fsum(terms)
     loss_unit = abs(scale) * MP.fsum(abs(a) for a in terms)

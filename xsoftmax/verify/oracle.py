@@ -298,7 +298,7 @@ def _cross_entropy(
             loss, loss_unit = exact.loss
             weight = abs(scale) * (abs(rest[-1]) + MP.fsum(a * abs(q) for a, q in zip(n, coefs, strict=True)))
             # what multiplies y, or its product with v, and so their rounding where they are subnormal
-            pull = max(weight, abs(scale)) + (2 * abs(z_scale * state(z, n).lse) if z_scale else ZERO)
+            pull = max(weight, abs(scale)) + (2 * abs(z_scale * state(z, n).lse) if z_scale and z else ZERO)
             lost = pull * len(row)
             losses.add(i, loss, loss_unit, {"underflowing sums": lost, **_transform_slack(flat, transform, 0)})
             first, k = len(grad.values), len(z)
