@@ -89,9 +89,9 @@ class _Team:
         while work is not None:
             with self._lock:  # itertools.count gives a number twice where there is no GIL
                 i = self._next
+                if i >= self._count:  # here, or a number that was taken could be lost when the caller closes
+                    return
                 self._next = i + 1
-            if i >= self._count:
-                return
             work(i)
 
     def help(self) -> None:
