@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numba
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
+
+from .kept import Kept
 
 EXACT = {"error_model": "numpy", "fastmath": {"contract"}, "nogil": True}
 SUMS = {"error_model": "numpy", "fastmath": {"contract", "reassoc"}, "nogil": True}
@@ -22,10 +25,10 @@ def jit(**flags: Any) -> Callable[[Any], Any]:
     """Compile and keep the result on disk, where some directory can be written to."""
 
     def decorate(function: Any) -> Any:
-        try:
-            return numba.njit(cache=True, **flags)(function)
-        except RuntimeError:  # no place for a cache
-            return numba.njit(**flags)(function)
+        compiled = numba.njit(**flags)(function)
+        with suppress(RuntimeError):  # no place for a cache
+            compiled._cache = Kept(function)
+        return compiled
 
     return decorate
 
