@@ -25,3 +25,15 @@ def memory(a: Array | None) -> int:
 
 def step(a: Array | None) -> int:
     return 0 if a is None else a.strides[0]
+
+
+def steps(a: Array | None) -> tuple[int, ...]:
+    """Bytes from row to row and from class to class; NumPy leaves those of an axis of length 1 open."""
+    if a is None:
+        return 0, 0
+    return a.strides if a.shape[-1] > 1 else (*a.strides[:-1], a.itemsize)
+
+
+def side_by_side(a: Array) -> bool:
+    """Whether the classes of a row are so."""
+    return bool(a.shape[-1] == 1 or a.strides[-1] == a.itemsize)

@@ -13,11 +13,12 @@ from ..kernels import ACROSS
 from ..problem import Array, Problem
 from ..threads import get_num_threads
 from . import _numba_classes
-from ._numba_calls import TYPES, kernel, memory, step
+from ._numba_calls import TYPES, kernel, memory, side_by_side, step, steps
 from ._numpy_rows import READ, Operations, quick_mean, quick_result
 
 _WIDEST = 1 << 16  # classes of rows that are worked across: a tile is 8 rows wide
 _WIDEST_HALF = 1 << 10  # the same, of half precision: 64 rows of float32 in 256 KiB
+_LONGEST_HALF = 1 << 20  # classes: two rows of float32 in 8 MiB
 _EACH = 8  # blocks of a thread
 _LEAST = 1 << 18  # elements of one
 _PIECE = 4096  # elements that are worth a call
@@ -28,7 +29,13 @@ _LABELS = np.dtype(np.int64)
 
 @lru_cache(maxsize=1)
 def _missing() -> list[str]:
-    return [] if find_spec("numba") else ['Numba is not installed: pip install "xsoftmax[numba]"']
+    if find_spec("numba") is None:
+        return ['Numba is not installed: pip install "xsoftmax[numba]"']
+    try:
+        import numba
+    except Exception as error:  # with this NumPy, say
+        return [f"Numba can't be imported: {error}"]
+    return ["Numba is told not to compile: NUMBA_DISABLE_JIT"] if numba.config.DISABLE_JIT else []
 
 
 def refuses(problem: Problem) -> list[str]:
@@ -44,11 +51,13 @@ class _Kernels:
         outer, inner, classes = view.shape
         if outer > 1 and inner * classes < _PIECE:
             return False
-        side_by_side = view.strides[2] == view.itemsize
+        adjacent = side_by_side(view)
         if view.dtype in READ:
-            return side_by_side or classes <= _WIDEST
+            return adjacent or classes <= _WIDEST
+        if classes > _LONGEST_HALF:
+            return False
         across = view.strides[1] == view.itemsize and classes <= _WIDEST_HALF
-        return view.dtype.name in HALF and view.dtype.isnative and (side_by_side or across)
+        return view.dtype.name in HALF and view.dtype.isnative and (adjacent or across)
 
     def normalise(self, operation: str, x: Array, y: Array) -> None:
         n, classes = x.shape
@@ -56,17 +65,17 @@ class _Kernels:
         if x.dtype not in READ:
             if operation == "logsumexp" or _are_alike(x, y):
                 kernel("halves", "normalise")(
-                    _CODES[operation], n, classes, a, *x.strides, b, *y.strides, x.dtype.name == "bfloat16"
+                    _CODES[operation], n, classes, a, *steps(x), b, *steps(y), x.dtype.name == "bfloat16"
                 )
             else:
                 self.normalise(operation, z := np.array(x, order="C"), z)
                 y[...] = z
             return
-        across = classes <= ACROSS or x.strides[1] != x.itemsize
+        across = classes <= ACROSS or not side_by_side(x)
         if operation == "logsumexp":
             to: tuple[int, ...] = (b, y.strides[0])
         else:
-            across = across or y.strides[1] != y.itemsize
+            across = across or not side_by_side(y)
             to = (b, *(y.strides if across else y.strides[:1]))
         like = (TYPES[x.dtype], TYPES[y.dtype])
         if across:
@@ -94,7 +103,7 @@ class _Kernels:
                 if grad is not None:
                     grad[...] = into
                 return
-            x_at, t_at, g_at = ((memory(a), *((0, 0) if a is None else a.strides)) for a in (x, targets, grad))
+            x_at, t_at, g_at = ((memory(a), *steps(a)) for a in (x, targets, grad))
             brain = x.dtype.name == "bfloat16"
             if labels is not None:
                 kernel("halves", "cross_entropy_labels")(
@@ -103,13 +112,10 @@ class _Kernels:
             else:
                 kernel("halves", "cross_entropy_dense")(n, classes, *x_at, *t_at, *by_row, *g_at, brain)
             return
-        across = classes <= ACROSS or any(a is not None and a.strides[1] != a.itemsize for a in (x, targets, grad))
+        across = classes <= ACROSS or not all(a is None or side_by_side(a) for a in (x, targets, grad))
         like = TYPES[x.dtype]
         into = like if grad is None else TYPES[grad.dtype]
-        steps = [(0, 0) if a is None else a.strides for a in (x, targets, grad)]
-        (x_at, t_at, g_at) = (
-            (memory(a), *(s if across else s[:1])) for a, s in zip((x, targets, grad), steps, strict=True)
-        )
+        x_at, t_at, g_at = ((memory(a), *steps(a)[: 2 if across else 1]) for a in (x, targets, grad))
         module = "tiles" if across else "row_losses"
         if labels is not None:
             kernel(module, "cross_entropy_labels")(
@@ -121,7 +127,7 @@ class _Kernels:
             )
 
     def product(self, operation: str, y: Array, v: Array, to: Array) -> None:
-        if any(a.strides[1] != a.itemsize for a in (y, v, to)):
+        if not all(map(side_by_side, (y, v, to))):
             result = np.empty(to.shape, to.dtype)
             self.product(operation, np.ascontiguousarray(y), np.ascontiguousarray(v), result)
             to[...] = result
@@ -139,7 +145,7 @@ class _Kernels:
 
 def _are_alike(*arrays: Array | None) -> bool:
     """Whether rows, or classes, lie side by side in each."""
-    return len({a.strides[1] == a.itemsize for a in arrays if a is not None}) == 1
+    return len({side_by_side(a) for a in arrays if a is not None}) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from .vector_math import EXACT, SUMS, exp, exponent, fetch, item, jit, larger, m
 
 LANES = ACROSS  # what a loop takes at once, and a row has more: where it ends, LLVM would go on number by number
 BLOCK = 1024  # classes whose terms are added plainly, 32 side by side; sums of blocks are compensated
-_EXACT_BLOCK = 128  # where a sum of equal terms that always rounds up would be seen: 32 additions are off by 5 ulp
+_EXACT_BLOCK = 64  # of float64, two a lane, which equal terms leave exact: 32 a lane would be off by 15 ulp
 KEPT = 1 << 19  # classes whose exponentials are kept between passes, in 4 MiB; those of longer rows are computed twice
 _TOP = 500  # exponent of wm
 REACH = 760.0
@@ -37,8 +37,16 @@ def largest(x: Any, size: int) -> Any:
 
 @jit(**EXACT)
 def _plainly(like: Any) -> int:
-    """Classes whose terms are added without compensation."""
+    """Classes whose terms are added without compensation, for a result in the dtype of `like`."""
     return BLOCK if item(like) == 4 else _EXACT_BLOCK
+
+
+@jit(**EXACT)
+def together(left: int, like: Any) -> int:
+    """The same, of so many classes that are left: float64 has no long end, which LLVM would add number by number."""
+    if item(like) == 4 or left >= _EXACT_BLOCK:
+        return min(left, _plainly(like))
+    return left // LANES * LANES if left >= LANES else min(left, 4)
 
 
 @jit(**EXACT)
@@ -170,6 +178,12 @@ def two_sum(high: float, low: float, x: float) -> tuple[float, float]:
 def joined(high: float, low: float) -> float:
     """The sum that `two_sum` keeps in two; of an infinite one low is nan."""
     return high + low if np.isfinite(high) else high
+
+
+@jit(**EXACT)
+def half_distance(m: float, x: float) -> float:
+    """(m − x) / 2, which is finite wherever x is."""
+    return 0.5 * m - 0.5 * x
 
 
 @jit(**EXACT)

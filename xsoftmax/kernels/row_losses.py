@@ -19,15 +19,19 @@ from .exponentials import (
     buffer,
     exponentials,
     fill,
+    half_distance,
     joined,
     largest,
     quotient,
     reach,
     refill,
     scaled,
+    together,
     two_sum,
 )
 from .vector_math import EXACT, SUMS, exp, item, jit, log1p, pointer
+
+_LOG_HALF = -math.log(2.0)
 
 
 @jit(**EXACT)
@@ -60,9 +64,9 @@ def cross_entropy_labels(
         log_sum = log1p(q / wm) if finite else math.nan
         lse = m + log_sum
         if loss:
-            far = m - at_label if total != 0.0 else 0.0
-            value = total * log_sum + total * far
-            pointer(loss, np.float64)[i] = value + z * lse * lse if z != 0.0 else value
+            far = half_distance(m, at_label) if total != 0.0 else 0.0
+            value = total * log_sum + 2.0 * (total * far)
+            pointer(loss, np.float64)[i] = (value + z * lse * lse if z != 0.0 else value) + 0.0  # never −0.0
         if grad:
             g = pointer(to, grad_type)
             if factor == 0.0:
@@ -82,31 +86,30 @@ def cross_entropy_labels(
 
 @jit(**SUMS)
 def _targets_block(x: Any, t: Any, size: int, m: float) -> tuple[float, float, float]:
-    """Σ t, Σ t below the maximum, and Σ t (m − x) where t ≠ 0."""
+    """Σ t, Σ t below the maximum, and Σ t (m − x) / 2 where t ≠ 0."""
     total, others, far = 0.0, 0.0, 0.0
     for j in range(size):
         v, u = np.float64(x[j]), np.float64(t[j])
         total += u
         others += u if v < m else 0.0
-        far += u * (m - v) if u != 0.0 else 0.0
+        far += u * half_distance(m, v) if u != 0.0 else 0.0
     return total, others, far
 
 
 @jit(**EXACT)
 def _targets(x: int, x_type: Any, t: int, t_type: Any, classes: int, m: float) -> tuple[float, float, float]:
     total, total_low, others, others_low, far, far_low = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    for start in range(0, classes, BLOCK):
+    start = 0
+    while start < classes:
+        size = together(classes - start, x_type)
         a, b, d = _targets_block(
-            pointer(x + start * item(x_type), x_type),
-            pointer(t + start * item(t_type), t_type),
-            min(BLOCK, classes - start),
-            m,
+            pointer(x + start * item(x_type), x_type), pointer(t + start * item(t_type), t_type), size, m
         )
+        start += size
         total, total_low = two_sum(total, total_low, a)
         others, others_low = two_sum(others, others_low, b)
         far, far_low = two_sum(far, far_low, d)
-    # with ∞ the rest is nan
-    return total + total_low, others + others_low, far + far_low if np.isfinite(far) else far
+    return joined(total, total_low), joined(others, others_low), joined(far, far_low)
 
 
 @jit(**EXACT)
@@ -127,8 +130,8 @@ def cross_entropy_dense(
         log_sum = log1p(q / wm) if finite else math.nan
         lse = m + log_sum
         if loss:
-            value = total * log_sum + far
-            pointer(loss, np.float64)[i] = value + z * lse * lse if z != 0.0 else value
+            value = total * log_sum + 2.0 * far
+            pointer(loss, np.float64)[i] = (value + z * lse * lse if z != 0.0 else value) + 0.0
         if grad:
             if factor == 0.0:
                 fill(pointer(to, grad_type), classes, 0.0)
@@ -213,19 +216,24 @@ def softmax_product(
     for i in range(n):
         ys, vs, out = y + i * y_step, v + i * v_step, to + i * to_step
         total, low, dot, dot_low, pivot = 0.0, 0.0, 0.0, 0.0, 0.0
-        for start in range(0, classes, BLOCK):
+        start = 0
+        while start < classes:
             a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
-            part, product, at_top = _majority_block(a, b, min(BLOCK, classes - start))
+            size = together(classes - start, to_type)
+            part, product, at_top = _majority_block(a, b, size)
+            start += size
             total, low = two_sum(total, low, part)
             dot, dot_low = two_sum(dot, dot_low, product)
             pivot += at_top
         if not abs(total + low - 1.0) < 1.0 / 64.0:
             pivot = 0.0
         if pivot != 0.0:
-            dot, dot_low = 0.0, 0.0
-            for start in range(0, classes, BLOCK):
+            dot, dot_low, start = 0.0, 0.0, 0
+            while start < classes:
                 a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
-                dot, dot_low = two_sum(dot, dot_low, _dot_block(a, b, min(BLOCK, classes - start), pivot))
+                size = together(classes - start, to_type)
+                dot, dot_low = two_sum(dot, dot_low, _dot_block(a, b, size, pivot))
+                start += size
         mean = joined(dot, dot_low)
         for start in range(0, classes, BLOCK):
             a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
@@ -238,28 +246,92 @@ def softmax_product(
     alive(space)
 
 
+# log_softmax: a class alone with more than half of y stays out of the sum that its own result needs
+
+
 @jit(**SUMS)
-def _log_block(log_y: Any, v: Any, size: int, like: Any, w: Any) -> tuple[float, float]:
-    """Σ v and Σ exp(log_y) v; the exponentials, times 2^500, in w."""
-    total, dot = 0.0, 0.0
+def _vjp_sums(log_y: Any, v: Any, size: int) -> tuple[float, float, float]:
+    """Σ v of the classes with at most half of y, Σ v of those above, and their number."""
+    rest, at_top, above = 0.0, 0.0, 0.0
     for j in range(size):
         a, u = np.float64(log_y[j]), np.float64(v[j])
-        w[j] = exp(a if a > -REACH else -REACH, 500, like)
-        total += u
-        dot += w[j] * u
-    return total, dot
+        rest += 0.0 if a > _LOG_HALF else u
+        at_top += u if a > _LOG_HALF else 0.0
+        above += 1.0 if a > _LOG_HALF else 0.0
+    return rest, at_top, above
+
+
+@jit(**SUMS)
+def _jvp_sums(log_y: Any, v: Any, size: int, w: Any) -> tuple[float, float, float, float]:
+    """Σ w v of the classes with at most half of y; of those above Σ w v, Σ v and their number."""
+    rest, of_top, at_top, above = 0.0, 0.0, 0.0, 0.0
+    for j in range(size):
+        a, u = np.float64(log_y[j]), np.float64(v[j])
+        rest += 0.0 if a > _LOG_HALF else w[j] * u
+        of_top += w[j] * u if a > _LOG_HALF else 0.0
+        at_top += u if a > _LOG_HALF else 0.0
+        above += 1.0 if a > _LOG_HALF else 0.0
+    return rest, of_top, at_top, above
 
 
 @jit(**EXACT)
-def _log_terms(log_y: Any, v: Any, size: int, like: Any, ordinary: bool, w: Any) -> tuple[float, float]:
+def _log_exponentials(log_y: Any, size: int, like: Any, ordinary: bool, w: Any) -> None:
+    """y; of ordinary rows times 2^500."""
     if ordinary:
-        return _log_block(log_y, v, size, like, w)
-    total, dot = 0.0, 0.0
-    for j in range(size):
-        w[j] = math.exp(log_y[j]) * 2.0**500
-        total += v[j]
-        dot += w[j] * v[j]
-    return total, dot
+        for j in range(size):
+            a = np.float64(log_y[j])
+            w[j] = exp(a if a > -REACH else -REACH, 500, like)
+    else:
+        for j in range(size):
+            w[j] = math.exp(np.float64(log_y[j]))
+
+
+@jit(**EXACT)
+def _log_sums(
+    ys: int, y_type: Any, vs: int, v_type: Any, classes: int, to_type: Any, transposed: bool, ordinary: bool, w: Any
+) -> tuple[float, float, float, float]:
+    """Σ of the terms of the classes with at most half of y; of those above Σ of the terms, Σ v and their number."""
+    rest, low, of_top, at_top, above, start = 0.0, 0.0, 0.0, 0.0, 0.0, 0
+    while start < classes:
+        a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
+        size = together(classes - start, to_type)
+        if transposed:
+            part, v, some = _vjp_sums(a, b, size)
+            terms = v
+        else:
+            _log_exponentials(a, size, to_type, ordinary, w)
+            part, terms, v, some = _jvp_sums(a, b, size, w)
+        rest, low = two_sum(rest, low, part)
+        of_top, at_top, above = of_top + terms, at_top + v, above + some
+        start += size
+    return joined(rest, low), of_top, at_top, above
+
+
+@jit(**EXACT)
+def _log_result(
+    ys: int, y_type: Any, vs: int, v_type: Any, classes: int, out: int, to_type: Any, total: float, top: float,
+    least: float, transposed: bool, ordinary: bool, w: Any,
+) -> None:  # fmt: skip
+    """v_i − total, or v_i − y_i total; `top` where log y is above `least`."""
+    # y · 2^500 · total is to be finite, total · 2^−500 normal
+    large = not ordinary or abs(total) > 2.0**400
+    inner, outer = (total * 2.0**-500 if ordinary else total, 1.0) if large else (total, 2.0**-500)
+    for start in range(0, classes, BLOCK):
+        a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
+        g = pointer(out + start * item(to_type), to_type)
+        size = min(BLOCK, classes - start)
+        if transposed:
+            _log_exponentials(a, size, to_type, ordinary, w)
+            for j in range(size):
+                w[j] = np.float64(b[j]) - w[j] * inner * outer
+        else:
+            for j in range(size):
+                w[j] = np.float64(b[j]) - total
+        if least < np.inf:
+            for j in range(size):
+                w[j] = top if np.float64(a[j]) > least else w[j]
+        for j in range(size):
+            g[j] = w[j]
 
 
 @jit(**EXACT)
@@ -267,31 +339,26 @@ def log_softmax_product(
     n: int, classes: int, log_y: int, y_step: int, y_type: Any, v: int, v_step: int, v_type: Any, to: int, to_step: int,
     to_type: Any, transposed: bool,
 ) -> None:  # fmt: skip
-    """v_i − Σ_j exp(log_y_j) v_j; transposed: v_i − exp(log_y_i) Σ_j v_j."""
+    """v_i − Σ_j exp(log_y_j) v_j; transposed: v_i − exp(log_y_i) Σ_j v_j.
+
+    At a class alone with more than half of y: v_i (1 − y_i) less the other terms.
+    """
     space = np.empty(BLOCK)
     w = pointer(space.ctypes.data, np.float64)
     for i in range(n):
         ys, vs, out = log_y + i * y_step, v + i * v_step, to + i * to_step
-        row = pointer(ys, y_type)
-        ordinary = largest(row, classes) <= 1.0  # no log-probability is larger; nan is not ordinary either
-        total, low, dot, dot_low = 0.0, 0.0, 0.0, 0.0
-        for start in range(0, classes, BLOCK):
-            a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
-            part, product = _log_terms(a, b, min(BLOCK, classes - start), row[0], ordinary, w)
-            total, low = two_sum(total, low, part)
-            dot, dot_low = two_sum(dot, dot_low, product)
-        total, dot = joined(total, low) * 2.0**-500, joined(dot, dot_low) * 2.0**-500
-        for start in range(0, classes, BLOCK):
-            a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
-            g = pointer(out + start * item(to_type), to_type)
-            size = min(BLOCK, classes - start)
-            if transposed:
-                _log_terms(a, b, size, row[0], ordinary, w)
-                for j in range(size):
-                    w[j] = np.float64(b[j]) - w[j] * total
-            else:
-                for j in range(size):
-                    w[j] = np.float64(b[j]) - dot
-            for j in range(size):
-                g[j] = w[j]
+        highest = np.float64(largest(pointer(ys, y_type), classes))
+        ordinary = highest <= 1.0  # no log-probability is larger; nan is not ordinary either
+        rest, of_top, at_top, above = _log_sums(ys, y_type, vs, v_type, classes, to_type, transposed, ordinary, w)
+        if not transposed and ordinary:
+            if abs(rest) + abs(of_top) < np.inf:
+                rest, of_top = rest * 2.0**-500, of_top * 2.0**-500
+            else:  # v · 2^500 may overflow
+                rest, of_top, at_top, above = _log_sums(ys, y_type, vs, v_type, classes, to_type, False, False, w)
+        others = math.exp(highest) * rest if transposed else rest
+        top = -at_top * math.expm1(highest) - others
+        least = _LOG_HALF if above == 1.0 else np.inf
+        _log_result(
+            ys, y_type, vs, v_type, classes, out, to_type, rest + of_top, top, least, transposed, ordinary, w
+        )  # fmt: skip
     alive(space)

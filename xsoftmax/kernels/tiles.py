@@ -14,11 +14,23 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .exponentials import ROOM, alive, has_digits, moderate, ordinary, quotient, reach, shift, two_sum
+from .exponentials import (
+    ROOM,
+    alive,
+    half_distance,
+    has_digits,
+    joined,
+    moderate,
+    ordinary,
+    quotient,
+    reach,
+    shift,
+    two_sum,
+)
 from .vector_math import EXACT, exp, fetch, item, jit, larger, log1p, pointer
 
 WIDTH = 64  # rows of a tile: a constant, so that LLVM knows which lines are apart, and no loop has an end piece
-BLOCK = 32  # classes whose terms are added plainly; sums of blocks are compensated
+BLOCK = 32  # classes of a block; for float32 their terms are added plainly, sums of blocks are compensated
 KEPT = 1024  # classes whose exponentials are kept, in 512 KiB; of longer rows they are computed twice
 _MANY = 4096  # elements; fewer are in the cache
 _LINE = 8 * WIDTH
@@ -52,6 +64,12 @@ def _aligned(memory: Any) -> int:
 def _after(z: int, classes: int) -> int:
     """Behind an array of what is kept of the classes."""
     return z + _LINE * (classes if classes <= KEPT else BLOCK)
+
+
+@jit(**EXACT)
+def _plainly(x_type: Any) -> int:
+    """Classes whose terms are added without compensation; float64: 8 would be off by 7 ulp."""
+    return BLOCK if item(x_type) == 4 else 2
 
 
 @jit(**EXACT)
@@ -318,7 +336,7 @@ def _exponentials(
         at, step = _view(x, x_step, x_class_step, x_type, n, j, classes, space + _Z, space, viewed)
         _maxima(at, step, x_type, j, min(BLOCK, classes - j), space)
     _shifts(space, x_type)
-    plain = BLOCK if item(x_type) == 4 else 2  # classes whose terms are added plainly: 8 would be off by 7 ulp
+    plain = _plainly(x_type)
     for j in range(0, classes, BLOCK):
         size, e = min(BLOCK, classes - j), w + j * w_step if classes <= KEPT else w
         at, step = _view(x, x_step, x_class_step, x_type, n, j, classes, space + _Z, space, True)
@@ -500,9 +518,9 @@ def _label_losses(space: int) -> None:
     total, x_label = line(space, _TOTAL), line(space, _X_LABEL)
     for t in range(WIDTH):
         lse = m[t] + log_sum[t]
-        far = m[t] - x_label[t] if total[t] != 0.0 else 0.0
-        value = total[t] * log_sum[t] + total[t] * far
-        loss[t] = value + zeta[t] * lse * lse if zeta[t] != 0.0 else value
+        far = half_distance(m[t], x_label[t]) if total[t] != 0.0 else 0.0
+        value = total[t] * log_sum[t] + 2.0 * (total[t] * far)
+        loss[t] = (value + zeta[t] * lse * lse if zeta[t] != 0.0 else value) + 0.0  # never −0.0
 
 
 @jit(**EXACT)
@@ -583,7 +601,7 @@ def cross_entropy_labels(
 
 @jit(**EXACT)
 def _target_sums(z: int, z_step: int, x_type: Any, u: int, u_step: int, t_type: Any, size: int, space: int) -> None:
-    """Σ t, Σ t below the maximum, and Σ t (m − x) where t ≠ 0."""
+    """Σ t, Σ t below the maximum, and Σ t (m − x) / 2 where t ≠ 0."""
     m = line(space, _M)
     total, others, far = line(space, _TOTAL_PART), line(space, _OTHERS_PART), line(space, _FAR_PART)
     for j in range(size):
@@ -592,7 +610,7 @@ def _target_sums(z: int, z_step: int, x_type: Any, u: int, u_step: int, t_type: 
             v, a = np.float64(x[t]), np.float64(target[t])
             total[t] += a
             others[t] += a if v < m[t] else 0.0
-            far[t] += a * (m[t] - v) if a != 0.0 else 0.0
+            far[t] += a * half_distance(m[t], v) if a != 0.0 else 0.0
 
 
 @jit(**EXACT)
@@ -602,9 +620,8 @@ def _dense_losses(space: int) -> None:
     total = line(space, _TOTAL)
     for t in range(WIDTH):
         lse = m[t] + log_sum[t]
-        distance = far[t] + far_part[t]
-        value = total[t] * log_sum[t] + (distance + far_low[t] if distance < np.inf else distance)  # else low is nan
-        loss[t] = value + zeta[t] * lse * lse if zeta[t] != 0.0 else value
+        value = total[t] * log_sum[t] + 2.0 * joined(far[t] + far_part[t], far_low[t])
+        loss[t] = (value + zeta[t] * lse * lse if zeta[t] != 0.0 else value) + 0.0
 
 
 @jit(**EXACT)
@@ -612,8 +629,8 @@ def _totals(space: int) -> None:
     total, total_low, total_part = line(space, _TOTAL), line(space, _TOTAL_LOW), line(space, _TOTAL_PART)
     others, others_low, others_part = line(space, _OTHERS), line(space, _OTHERS_LOW), line(space, _OTHERS_PART)
     for t in range(WIDTH):
-        total[t] = total[t] + total_part[t] + total_low[t]
-        others[t] = others[t] + others_part[t] + others_low[t]
+        total[t] = joined(total[t] + total_part[t], total_low[t])
+        others[t] = joined(others[t] + others_part[t], others_low[t])
 
 
 @jit(**EXACT)
@@ -655,7 +672,7 @@ def cross_entropy_dense(
     t_class_step: int, t_type: Any, zeta: int, zeta_step: int, scale: int, scale_step: int, loss: int, grad: int,
     grad_step: int, grad_class_step: int, grad_type: Any,
 ) -> None:  # fmt: skip
-    memory = _memory(classes, 3)
+    memory, plain = _memory(classes, 3), _plainly(x_type)
     space = _aligned(memory)
     w, out = _after(space + _Z, classes), space + _OUT
     u = _after(w, classes)
@@ -669,11 +686,15 @@ def cross_entropy_dense(
         for j in range(0, classes, BLOCK):
             at, step = _view(xi, x_step, x_class_step, x_type, rows, j, classes, space + _Z, space, True)
             ut, u_step = _view(ti, t_step, t_class_step, t_type, rows, j, classes, u, space, False)
-            if j:
-                _flush(space, _TOTAL, _TOTAL_LOW, _TOTAL_PART)
-                _flush(space, _OTHERS, _OTHERS_LOW, _OTHERS_PART)
-                _flush(space, _FAR, _FAR_LOW, _FAR_PART)
-            _target_sums(at, step, x_type, ut, u_step, t_type, min(BLOCK, classes - j), space)
+            size = min(BLOCK, classes - j)
+            for i in range(0, size, plain):
+                if i + j:
+                    _flush(space, _TOTAL, _TOTAL_LOW, _TOTAL_PART)
+                    _flush(space, _OTHERS, _OTHERS_LOW, _OTHERS_PART)
+                    _flush(space, _FAR, _FAR_LOW, _FAR_PART)
+                _target_sums(
+                    at + i * step, step, x_type, ut + i * u_step, u_step, t_type, min(plain, size - i), space
+                )  # fmt: skip
         _given(zeta, zeta_step, start, rows, 0.0, line(space, _ZETA))
         _totals(space)
         if loss:
