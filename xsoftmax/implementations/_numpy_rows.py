@@ -17,7 +17,7 @@ from .. import formulas
 from ..arrays import cast, rounded
 from ..blocks import on_blocks, views
 from ..problem import Array, Problem, Rows
-from . import array_api
+from . import _numpy_long, array_api
 
 READ = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 _LEAST, _MOST = 2.0**-126, 2.0**127  # normal numbers of either
@@ -97,6 +97,10 @@ class Operations:
 
         for part in parts:
             direct = _is_plain(p, where) and all(map(self._reads, part[::2]))
+            if not direct and _numpy_long.are_long(part[0]):
+                for a, kept, b in _matrices(*part):
+                    _numpy_long.normalise(kernel, p, a, kept, b, run=run)
+                continue
             self._on_blocks(direct, plain, prepared, *part)
         return y
 
@@ -117,7 +121,12 @@ class Operations:
 
         values = np.empty(_row_shape(p, x), x.dtype if x.dtype in READ else p.compute)
         for part, value in _with_rows(parts, values):
-            self._on_blocks(_is_plain(p, where) and self._reads(part[0]), plain, prepared, *part, value)
+            direct = _is_plain(p, where) and self._reads(part[0])
+            if not direct and _numpy_long.are_long(part[0]):
+                for a, kept, into in _matrices(*part, value):
+                    _numpy_long.normalise("logsumexp", p, a, kept, into, run=run)
+                continue
+            self._on_blocks(direct, plain, prepared, *part, value)
         return cast(values, p.result, xp)
 
     def cross_entropy(
@@ -164,10 +173,27 @@ class Operations:
                     g = np.where(g == 0.0, 0.0, g * slope)  # of an absent row, whatever its slope
                 grad[...] = cast(array_api.masked(g, kept, 0.0, xp), p.result, xp).reshape(grad.shape)
 
+        def long(
+            x: Array,
+            where: Array | None,
+            t: Array | None,
+            grad: Array | None,
+            labels: Array | None,
+            zeta: Array | None,
+            scale: Array | None,
+            loss: Array | None,
+        ) -> None:
+            rows = Rows(where, weight, scale, 0.0 if zeta is None else zeta)
+            _numpy_long.cross_entropy(p, x, t if labels is None else labels[:, 0], rows, loss, grad, run=run)
+
         labels = np.ascontiguousarray(targets, np.int64) if p.labels else None
         zeta, scale = (_each_row(a, p, x) for a in (given.zeta, given.scale))
         for part, *by_row in _with_rows(parts, labels, zeta, scale, loss):
             direct = readable and _is_plain(p, given.where) and all(a is None or self._reads(a) for a in part)
+            if not direct and _numpy_long.are_long(part[0]):
+                for arrays in _matrices(*part, *by_row):
+                    long(*arrays)
+                continue
             self._on_blocks(direct, plain, prepared, *part, *by_row)
         return loss, grad
 
@@ -204,6 +230,10 @@ class Operations:
 
         for part in parts:
             direct = where is None and _alike(*part[:3]) and all(map(self._reads, part[:3]))
+            if not direct and _numpy_long.are_long(part[0]):
+                for a, b, into, kept in _matrices(*part):
+                    _numpy_long.product(operation, p, a, b, kept, into, run=run)
+                continue
             self._on_blocks(direct, plain, prepared, *part)
         return to
 
@@ -229,6 +259,13 @@ def _alike(*arrays: Array) -> bool:
     """Whether one kernel takes them all."""
     dtypes = {a.dtype for a in arrays}
     return len(dtypes) == 1 or dtypes <= READ
+
+
+def _matrices(*views: Array | None) -> Iterator[tuple[Array | None, ...]]:
+    """Views (outer, inner, C), one (inner, C) of each after the other."""
+    outer = next(a for a in views if a is not None).shape[0]
+    for i in range(outer):
+        yield tuple(None if a is None else a[i] for a in views)
 
 
 def _is_plain(p: Problem, where: Array | None) -> bool:

@@ -6,6 +6,7 @@ x logits · m max x · e = exp(x − c) in float64 · wm the maximum's e · q th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ import numpy as np
 from .. import formulas, sums
 from ..blocks import ELEMENTS, quietly
 from ..problem import Array, Problem, Rows
-from . import _numpy_classes, array_api
+from . import _numpy_classes, _numpy_long, array_api
+from ._numpy_long import are_long
 from ._numpy_rows import READ, Operations, quick_result
 
 _SHORT = 32  # classes; NumPy reduces shorter rows one by one, at 30 ns each, but their transpose at once
@@ -66,6 +68,14 @@ class _NumPy:
             if (ordinary := _ordinary(turned)) is None:
                 (_softmax if operation == "softmax" else partial(_logarithm, operation))(turned, y)
                 return
+            if are_long(x):
+                for i, is_ordinary in enumerate(ordinary):
+                    some = slice(i, i + 1)
+                    if is_ordinary:
+                        self.normalise(operation, x[some], y[some])
+                    else:
+                        _numpy_long.normalise(operation, _problem(operation), x[some], None, y[some])
+                return
             for rows in np.flatnonzero(ordinary), np.flatnonzero(~ordinary):
                 for some in _by_pieces(rows, x.shape[1]):
                     part, result = x[some], np.empty((len(some), y.shape[1]), y.dtype)
@@ -94,6 +104,14 @@ class _NumPy:
             if (ordinary := _ordinary(turned)) is None:
                 _label_rows(weight, turned, grad, labels[:, 0], scale, loss)
                 return
+            if are_long(x):
+                if len(x) == 1:
+                    _by_formulas(weight, x, None, grad, labels, None, scale, loss)
+                    return
+                for i in range(len(x)):
+                    by_row = (None if a is None else a[i : i + 1] for a in (x, None, grad, labels, None, scale, loss))
+                    self.cross_entropy(weight, *by_row)
+                return
             for rows in np.flatnonzero(ordinary), np.flatnonzero(~ordinary):
                 for some in _by_pieces(rows, x.shape[1]):
                     share = None if scale is None else scale[some]
@@ -108,6 +126,9 @@ class _NumPy:
                             a[some] = part
 
     def product(self, operation: str, y: Array, v: Array, to: Array) -> None:
+        if are_long(y):
+            _numpy_long.product(operation, _problem(operation), y, v, None, to)
+            return
         with np.errstate(all="ignore"):
             to[...] = getattr(formulas, operation)(y.astype(np.float64), v.astype(np.float64), (-1,), xp=np)
 
@@ -244,24 +265,21 @@ def _by_formulas(
     loss: Array | None,
 ) -> None:
     wants = tuple(name for name, a in (("loss", loss), ("grad", grad)) if a is not None)
-    problem = Problem(
-        "cross_entropy",
-        "numpy",
-        "ndarray",
-        "float64",
-        "float64",
-        "float64",
-        (-1,),
-        labels=labels is not None,
-        wants=wants,
-    )
+    problem = replace(_problem("cross_entropy"), labels=labels is not None, wants=wants)
     given = targets if labels is None else labels[:, 0]
     rows = Rows(weight=weight, scale=scale, zeta=0.0 if zeta is None else zeta)
+    if are_long(x):
+        _numpy_long.cross_entropy(problem, x, given, rows, loss, grad)
+        return
     values, gradient = array_api.cross_entropy(problem, x.astype(np.float64), given, rows, xp=np, run=None)
     if loss is not None:
         loss[...] = values
     if grad is not None:
         grad[...] = gradient
+
+
+def _problem(operation: str) -> Problem:
+    return Problem(operation, "numpy", "ndarray", "float64", "float64", "float64", (-1,))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
