@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import checks
-from .arrays import cast, dtype_name, with_axis
+from .arrays import cast, with_axis
 from .choose import quick, together
 from .problem import Array, Axis, Given, on_arrays, on_logits
 
@@ -281,7 +281,10 @@ def _softmax_jacobian(given: Given, *, run: Any) -> Array:
     y: Array = given.arrays[0]
     (axis,) = given.problem.axes
     order = [i for i in range(y.ndim) if i != y.ndim + axis] + [y.ndim + axis]
-    return run("softmax_jacobian", replace(given.problem, axes=(-1,)), given.xp.permute_dims(y, order), xp=given.xp)
+    y = given.xp.permute_dims(y, order)
+    if checks.is_empty(y):
+        return with_axis(y, -1) * with_axis(y, -2)
+    return run("softmax_jacobian", replace(given.problem, axes=(-1,)), y, xp=given.xp)
 
 
 def softmax_vjp(y: Array, dy: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
@@ -438,15 +441,15 @@ def _rows(given: Given, operation: str, out: Array | None = None, *, run: Any) -
 def _on_nothing(operation: str, given: Given) -> Any:
     x, xp, axes = given.arrays[0], given.xp, given.problem.axes
     if operation not in ("logsumexp", "signed_logsumexp"):
-        return untouched(x, xp)
+        return untouched(x, xp, given.problem.result)
     zero = cast(xp.sum(cast(x, "float32", xp), axis=axes, keepdims=True), given.problem.result, xp)
     value = xp.full_like(zero, -math.inf)
     return value if operation == "logsumexp" else (value, zero)
 
 
-def untouched(x: Array, xp: Any) -> Array:
+def untouched(x: Array, xp: Any, dtype: str) -> Array:
     """A copy of an empty array that keeps its place in an autograd graph."""
-    return cast(x * 1.0, dtype_name(x), xp)
+    return cast(x * 1.0, dtype, xp)
 
 
 def _each(results: Any, f: Callable[[Array], Array]) -> Any:

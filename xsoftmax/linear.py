@@ -222,6 +222,7 @@ def _swept(
     batch = tuple(given.x.shape[:-1])
     w = weigh(given, reduction)
     where, weight, scale, zeta = (_flat(a, batch, xp) for a in w.rows)
+    where = xp.reshape(where, (1,)) if getattr(where, "ndim", None) == 0 else where
     targets = _joined(w.targets, 0 if p.labels else 1, xp)
     loss, grad, grad_factor, grad_bias = run(
         "linear_cross_entropy",

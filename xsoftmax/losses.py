@@ -338,7 +338,7 @@ def cross_entropy_hvp(
 
 def _cross_entropy_hvp(given: GivenLoss, reduction: str, *, run: Any) -> Array:
     if checks.is_empty(given.x):
-        return untouched(given.x, given.xp)
+        return untouched(given.x, given.xp, given.problem.result)
     w = weigh(given, reduction)
     return run("cross_entropy_hvp", given.problem, given.x, w.targets, w.rows, given.v, xp=given.xp)
 
@@ -533,7 +533,7 @@ def _on_probs(verb: str, arrays: dict[str, Array], axis: int) -> Array:
 def _row_sums(given: Given, *, run: Any) -> Array:
     p, xp = given.problem, given.xp
     if checks.is_empty(given.arrays[0]):
-        return reduced(xp.sum(given.arrays[0], axis=p.axes, keepdims=True), p.axes, xp)
+        return reduced(xp.sum(cast(given.arrays[0], p.result, xp), axis=p.axes, keepdims=True), p.axes, xp)
     return reduced(run(p.verb, p, *given.arrays, xp=xp), p.axes, xp)
 
 
@@ -556,7 +556,7 @@ def _rows(given: GivenLoss, w: Weighing, out: Array | None = None, *, run: Any) 
 
 def _no_rows(given: GivenLoss) -> tuple[Array, Array]:
     p, xp = given.problem, given.xp
-    return xp.sum(cast(given.x, p.compute, xp), axis=p.axes, keepdims=True), untouched(given.x, xp)
+    return xp.sum(cast(given.x, p.compute, xp), axis=p.axes, keepdims=True), untouched(given.x, xp, p.result)
 
 
 def _loss(rows: Array, w: Weighing, given: GivenLoss) -> Array:

@@ -62,8 +62,12 @@ class _Task(NamedTuple):
 
 
 def splits_classes(given: Any) -> bool:
+    """Whether blocks hold parts of rows; nothing has no parts."""
     found, classes = leaves(given), class_indices(given)
-    first = found.get("factor", next(iter(found.values())))
+    logits = next(iter(found.values()))
+    if 0 in logits.array.shape:
+        return False
+    first = found.get("factor", logits)
     return any(count > 1 for i, count in zip(first.axes, first.array.numblocks, strict=True) if i in classes)
 
 
@@ -227,11 +231,10 @@ def _dtype(task: _Task, result: _Result) -> Any:
 
 def _joined(parts: Array, result: _Result, task: _Task) -> Array:
     over = _summed_over(result, task)
-    if not over:
-        return parts
-    # gradients of a weight are large: Dask's own number of them at a time
-    whole = parts.sum(axis=tuple(range(len(over)))) if result.axes else summed(parts, len(over))
-    return narrowed(whole, result.dtype)
+    if over:
+        # gradients of a weight are large: Dask's own number of them at a time
+        parts = parts.sum(axis=tuple(range(len(over)))) if result.axes else summed(parts, len(over))
+    return narrowed(parts, result.dtype)
 
 
 def _length(found: dict[str, Leaf], i: int | None) -> Any:

@@ -58,7 +58,7 @@ def of_nothing(p: Problem, x: Array, factor: Array, bias: Array | None, xp: Any)
     loss = xp.sum(cast(x, p.compute, xp), axis=-1, keepdims=True) if "loss" in p.wants else None
     if "grad" not in p.wants:
         return loss, None, None, None
-    return loss, x * 1.0, xp.zeros_like(factor), None if bias is None else xp.zeros_like(bias)
+    return loss, cast(x * 1.0, dtype_name(x), xp), xp.zeros_like(factor), None if bias is None else xp.zeros_like(bias)
 
 
 def rows_of(rows: Rows, block: slice) -> Rows:
