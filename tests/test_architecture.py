@@ -23,7 +23,7 @@ ROWS = [
     {"__init__"},
     {"explain"},
     {"functions", "losses", "linear"},
-    {"problem", "checks", "choose", "reductions"},
+    {"problem", "checks", "choose", "graphs", "reductions"},
     {"implementations"},
     {"weighing", "formulas", "sums", "kernels", "blocks", "chunks", "strides", "threads", "arrays"},
 ]

@@ -1,5 +1,6 @@
 """Meaning of the losses: against PyTorch and ONNX where they have the option, by hand where they do not."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -217,6 +218,26 @@ def test_ignored_and_weightless_rows_together(xb):
     kept = [0, 4, 5]
     w = (SAMPLE_WEIGHT * WEIGHT[labels % C])[kept]
     assert_close(xb, found, np.sum(w * rows_at(nll(X), labels % C)[kept]) / np.sum(w))
+
+
+@pytest.mark.parametrize("ignored", [2**63 - 1, 2**63, 2**64, -(2**63), -(2**63) - 1, 2**31, 300, 10**400])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "int64"])
+def test_an_ignored_label_beyond_the_dtype_matches_nothing(xb, dtype, ignored):
+    labels = LABELS.astype(dtype)
+    found = call("cross_entropy", xb, X, labels, ignore_index=ignored, weight=WEIGHT)
+    np.testing.assert_array_equal(found, call("cross_entropy", xb, X, labels, weight=WEIGHT))
+
+
+def test_labels_past_the_signed_dtypes(xb):
+    """Each is ignored by its own number alone."""
+    dtype, large = ("uint64", [2**64 - 1, 2**63]) if widest(xb) == "float64" else ("uint32", [2**32 - 1, 2**31])
+    expected = call("cross_entropy", xb, X, LABELS, ignore_index=2)
+    for label in large:
+        labels = np.where(LABELS == 2, np.asarray(label, dtype), LABELS.astype(dtype))
+        assert_close(xb, call("cross_entropy", xb, X, labels, ignore_index=label), expected)
+        for other in (-1, -(2**63), 2**63 - 1, label - 1):
+            with contextlib.suppress(ValueError):  # from a library whose values can be looked at
+                assert np.isnan(call("cross_entropy", xb, X, labels, ignore_index=other))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -49,6 +49,12 @@ def check(error, message, call):
         (True, "x is a bool, " + CONVERT.format("x")),
         ("ab", "x is a str, " + CONVERT.format("x")),
         (of_module("pandas.core.frame", "DataFrame"), "x is a pandas.DataFrame, expected an array; pass x.to_numpy()"),
+        (of_module("scipy.sparse._csr", "csr_array"), "x is a scipy.csr_array, expected an array; pass x.toarray()"),
+        (
+            of_module("cupyx.scipy.sparse._csr", "csr_matrix"),
+            "x is a cupyx.csr_matrix, expected an array; pass x.toarray()",
+        ),
+        (of_module("jax.experimental.sparse.bcoo", "BCOO"), "x is a jax.BCOO, expected an array; pass x.todense()"),
         (of_module("polars.series.series", "Series"), "x is a polars.Series, expected an array; pass x.to_numpy()"),
         (
             np.ma.array([1.0, 2.0], mask=[True, False]),
@@ -259,6 +265,43 @@ def test_out(message, call):
     check(TypeError, message, lambda: xs.softmax(X, out=call))
 
 
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.lib.stride_tricks.as_strided(np.zeros(4), (3, 4), (0, 8)),
+        np.lib.stride_tricks.as_strided(np.zeros(6), (3, 4), (8, 8)),
+        np.lib.stride_tricks.as_strided(np.zeros(60, np.uint8)[4:].view(np.float64), (3, 4), (16, 4)),
+        np.lib.stride_tricks.as_strided(np.zeros(6)[2:], (3, 4), (-8, 8)),
+    ],
+)
+def test_out_that_overlaps_itself(out):
+    message = "{}: out overlaps itself, expected memory of its own for each element"
+    for verb in (xs.softmax, xs.log_softmax):
+        check(ValueError, message.format(verb.__name__), lambda verb=verb: verb(X, out=out))
+    for verb in (xs.cross_entropy_grad, xs.cross_entropy_and_grad):
+        check(ValueError, message.format(verb.__name__), lambda verb=verb: verb(X, LABELS, out=out))
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.zeros((4, 3)).T,
+        np.zeros((3, 8))[::-1, ::-2],
+        np.lib.stride_tricks.as_strided(np.zeros(20), (3, 4), (16, 40)),  # rows lie between columns
+        np.zeros((3, 4), [("a", "u1"), ("b", "f8")])["b"],
+    ],
+)
+def test_out_that_only_looks_so(out):
+    np.testing.assert_array_equal(xs.softmax(X, out=out), xs.softmax(X))
+
+
+def test_out_of_length_one_needs_no_stride():
+    out = np.lib.stride_tricks.as_strided(np.zeros(4), (1, 4), (0, 8))
+    np.testing.assert_array_equal(xs.softmax(X[:1], out=out), xs.softmax(X[:1]))
+    empty = np.lib.stride_tricks.as_strided(np.zeros(4), (0, 4), (0, 0))
+    assert xs.softmax(X[:0], out=empty) is empty
+
+
 def test_out_read_only():
     out = np.zeros((3, 4))
     out.flags.writeable = False
@@ -385,6 +428,9 @@ REDUCTION = "expected one of 'none', 'mean', 'sum'"
         ("ignore_index", 1.5, TypeError, "ignore_index is 1.5, expected an int or None"),
         ("ignore_index", "1", TypeError, "ignore_index is '1', expected an int or None"),
         ("ignore_index", True, TypeError, "ignore_index is True, expected an int or None"),
+        ("ignore_index", np.array(1), TypeError, "ignore_index is array(1), expected an int or None"),
+        ("ignore_index", np.array([1]), TypeError, "ignore_index is array([1]), expected an int or None"),
+        ("ignore_index", LABELS, TypeError, "ignore_index is array([0, 3, 1]), expected an int or None"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )

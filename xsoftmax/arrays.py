@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -12,6 +13,9 @@ import array_api_compat
 HALF = frozenset({"float16", "bfloat16"})
 FLOATING = HALF | {"float32", "float64"}
 INTEGER = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+
+# Whether arrays are part of a graph of PyTorch's compiler, also where this runs it as it stands.
+in_graph: ContextVar[bool] = ContextVar("xsoftmax_in_graph", default=False)
 
 # No truth value without running a graph, waiting for a device, or failing under a tracer.
 _LAZY = frozenset({"cubed", "cupy", "dask", "dpnp", "jax", "mlx", "ndonnx"})
@@ -41,9 +45,7 @@ def device_of(x: Any) -> Any:
 def container_of(x: Any, library: str) -> str:
     """The kind of array within its library: not all of PyTorch's may be handed to compiled code."""
     if library == "torch":
-        import torch
-
-        if torch.compiler.is_compiling():
+        if _is_compiled():
             return "compiled"
         if x.device.type != "cpu":
             return f"{x.device.type}.{type(x).__name__}"
@@ -58,10 +60,21 @@ def is_lazy(x: Any, library: str) -> bool:
         return (
             x.device.type != "cpu"
             or type(x) not in (torch.Tensor, torch.nn.Parameter)
-            or torch.compiler.is_compiling()
+            or _is_compiled()
             or torch._C._functorch.is_functorch_wrapped_tensor(x)
         )
     return library in _LAZY
+
+
+def _is_compiled() -> bool:
+    import torch
+
+    return in_graph.get() or torch.compiler.is_compiling()
+
+
+def is_symbolic(size: Any) -> bool:
+    """Whether a size stands for any number, in a graph that is made once for all of them."""
+    return type(size).__name__ == "SymInt"
 
 
 def is_distributed(x: Any) -> bool:

@@ -5,15 +5,33 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import array_api_compat
 
-from .arrays import FLOATING, INTEGER, class_indices, device_of, dtype_name, is_distributed, library_of
+from .arrays import (
+    FLOATING,
+    INTEGER,
+    class_indices,
+    device_of,
+    dtype_name,
+    in_graph,
+    is_distributed,
+    is_symbolic,
+    library_of,
+)
+from .strides import overlaps_itself
 
 Array = Any
 Axis = int | Sequence[int] | None
+_STRIDED = frozenset({"cupy", "numpy", "torch"})
+# What makes an array of a data frame or of a sparse matrix, by library or kind.
+_TO_ARRAY = {
+    **dict.fromkeys(("pandas", "polars"), "to_numpy"),
+    **dict.fromkeys(("scipy", "cupyx"), "toarray"),
+    **dict.fromkeys(("BCOO", "BCSR"), "todense"),
+}
 REDUCTIONS = ("none", "mean", "sum")
 _CHARACTERS = (str, bytes, bytearray, memoryview)  # sequences, bytes of ints even, but no tuples
 
@@ -43,12 +61,15 @@ def _namespace_of(verb: str, name: str, x: Any) -> Any:
     if library == "dask" and type(getattr(x, "_meta", None)).__name__ == "MaskedArray":
         fix = f"pass dask.array.ma.getdata({name}) and where=~dask.array.ma.getmaskarray({name})"
         raise TypeError(f"{verb}: {name} is a dask.Array of numpy.MaskedArray, expected blocks without masks; {fix}")
+    if library == "torch" and (odd := _not_dense(name, x)) is not None:
+        what, fix = odd
+        raise TypeError(f"{verb}: {name} is {what}, expected a dense one; pass {fix}")
     refused = {
         ("numpy", "MaskedArray"): f"pass {name}.data and where=~{name}.mask",
         ("numpy", "matrix"): f"pass numpy.asarray({name})",
     }.get((library, kind.__name__))
-    if refused is None and library in ("pandas", "polars"):
-        refused = f"pass {name}.to_numpy()"
+    if refused is None and (method := _TO_ARRAY.get(library) or _TO_ARRAY.get(kind.__name__)):
+        refused = f"pass {name}.{method}()"
     if refused is None and kind is not bool and not isinstance(x, (int, float, complex)):
         try:
             return array_api_compat.array_namespace(x)
@@ -59,6 +80,24 @@ def _namespace_of(verb: str, name: str, x: Any) -> Any:
     described = kind.__name__ if library == "builtins" else f"{library}.{kind.__name__}"
     fix = refused or f"convert it first, for example with numpy.asarray({name})"
     raise TypeError(f"{verb}: {name} is a {described}, expected an array; {fix}")
+
+
+def _not_dense(name: str, x: Any) -> tuple[str, str] | None:
+    """What a PyTorch tensor is instead of a dense one, and what makes it one."""
+    import torch
+
+    if not isinstance(x, torch.Tensor):
+        return None
+    kind, layout, dtype = f"torch.{type(x).__name__}", *(str(a).removeprefix("torch.") for a in (x.layout, x.dtype))
+    if x.is_nested:
+        return f"a nested {kind} ({layout})", f"torch.nested.to_padded_tensor({name}, 0.0) and a mask as where"
+    if x.layout is not torch.strided:
+        return f"{'a sparse' if 'sparse' in layout else 'an mkldnn'} {kind} ({layout})", f"{name}.to_dense()"
+    if x.is_quantized:
+        return f"a quantized {kind} ({dtype})", f"{name}.dequantize()"
+    if type(x).__name__ == "MaskedTensor":
+        return f"a masked {kind}", f"{name}.get_data() and where={name}.get_mask()"
+    return None
 
 
 def check_device(verb: str, xp: Any, arrays: dict[str, Array]) -> None:
@@ -244,6 +283,10 @@ def one_axis(verb: str, axis: Any, ndim: int, name: str) -> int:
 
 
 def number(verb: str, name: str, value: Any, legal: Any, expected: str) -> float:
+    if type(value).__name__ == "SymFloat":  # an input of a graph
+        if name == "temperature":  # annealed; the other numbers stay through a training run
+            return value
+        value = float(value)
     kind = getattr(getattr(value, "dtype", None), "kind", None)
     if isinstance(value, bool) or not isinstance(value, Real) or kind == "m":  # NumPy's timedelta64 calls itself Real
         raise TypeError(f"{verb}: {name} is a {type(value).__name__}, expected {expected}")
@@ -283,7 +326,7 @@ def flag(verb: str, name: str, value: Any) -> bool:
 def check_ignore_index(verb: str, ignore_index: Any, labels: bool) -> None:
     if ignore_index is None:
         return
-    if isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__"):
+    if isinstance(ignore_index, bool) or not (isinstance(ignore_index, Integral) or is_symbolic(ignore_index)):
         raise TypeError(f"{verb}: ignore_index is {ignore_index!r}, expected an int or None")
     if not labels:
         raise ValueError(f"{verb}: ignore_index is {ignore_index!r}, expected None with probability targets")
@@ -337,7 +380,7 @@ def check_out(verb: str, out: Array | None, x: Array, inputs: dict[str, Array], 
         return
     if _namespace_of(verb, "out", out) is not xp:
         raise TypeError(f"{verb}: out is not an array of {library_of(xp)}, expected the library of the input")
-    if library_of(xp) in ("jax", "dask", "ndonnx", "cubed") or not array_api_compat.is_writeable_array(out):
+    if library_of(xp) in ("jax", "dask", "ndonnx", "cubed") or not _is_writeable(out):
         raise TypeError(f"{verb}: out is a read-only or lazy array, expected one that can be written to")
     check_device(verb, xp, {"out": out, **{k: v for k, v in inputs.items() if v is not None}})
     if dtype_name(out) != dtype_name(x):
@@ -345,9 +388,15 @@ def check_out(verb: str, out: Array | None, x: Array, inputs: dict[str, Array], 
     check_shape(verb, "out", out, tuple(x.shape), "the result's shape")
     if library_of(xp) == "torch" and _records_gradients([out, *inputs.values()]):
         raise ValueError(f"{verb}: out was given while gradients are recorded, expected out=None or torch.no_grad()")
+    if library_of(xp) in _STRIDED and overlaps_itself(*_layout(out)):
+        raise ValueError(f"{verb}: out overlaps itself, expected memory of its own for each element")
     for name, given in inputs.items():
         if given is not None and _overlaps_partly(out, given, xp):
             raise ValueError(f"{verb}: out overlaps {name} in part, expected {name} itself or memory of its own")
+
+
+def _is_writeable(x: Array) -> bool:
+    return array_api_compat.is_writeable_array(x) and not (hasattr(x, "_is_zerotensor") and x._is_zerotensor())
 
 
 def _records_gradients(arrays: list[Array]) -> bool:
@@ -360,6 +409,8 @@ def _overlaps_partly(out: Array, x: Array, xp: Any) -> bool:
     if out is x or is_empty(out) or is_empty(x):
         return False
     if library_of(xp) == "torch":
+        if in_graph.get() or not _has_memory(out):  # in a graph all is read before anything is written
+            return False
         first, second = _span(out), _span(x)
         same = out.data_ptr() == x.data_ptr() and out.stride() == x.stride() and out.dtype == x.dtype
         return not same and first[0] < second[1] and second[0] < first[1]
@@ -367,6 +418,16 @@ def _overlaps_partly(out: Array, x: Array, xp: Any) -> bool:
         return False
     same = _address(out) == _address(x) and out.strides == x.strides and out.dtype == x.dtype
     return not same and bool(xp.shares_memory(out, x))
+
+
+def _has_memory(x: Array) -> bool:
+    """Not so on the device "meta", and where PyTorch tries out a function with tensors of no memory."""
+    return x.device.type != "meta" and not type(x).__module__.startswith("torch._subclasses")
+
+
+def _layout(x: Array) -> tuple[Sequence[int], Sequence[int], int]:
+    """Shape, strides, and the size of an element in the unit of the strides."""
+    return (x.shape, x.stride(), 1) if hasattr(x, "stride") else (x.shape, x.strides, x.itemsize)
 
 
 def _address(x: Array) -> int:

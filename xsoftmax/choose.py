@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
@@ -126,11 +127,16 @@ def _run(
     out: Any = None,
 ) -> Any:
     """`after`: only implementations that stand behind that one, for one that leaves the arithmetic to them."""
-    name = _chosen(operation, problem, choice, after)
+    name = _chosen(operation, _settled(problem), choice, after)
     function, writes = _operation(name, operation)
     if out is not None and writes:
         return function(problem, *arrays, xp=xp, run=partial(_run, choice), out=out)
     return function(problem, *arrays, xp=xp, run=partial(_run, choice))
+
+
+def _settled(problem: Problem) -> Problem:
+    """Without a temperature that has no value yet, which no choice may depend on."""
+    return problem if isinstance(problem.temperature, float) else replace(problem, temperature=1.0)
 
 
 @lru_cache(maxsize=256)

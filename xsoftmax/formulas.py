@@ -145,7 +145,7 @@ def exact_shift(m: Array, *, xp: Any) -> Array:
 def _count(x: Array, axes: Axes) -> int:
     """The number of classes; an upper bound where the shape does not tell."""
     sizes = [x.shape[axis] for axis in axes]
-    return 2**31 if any(size is None for size in sizes) else math.prod(sizes)
+    return 2**31 if not all(isinstance(size, int) for size in sizes) else math.prod(sizes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

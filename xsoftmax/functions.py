@@ -10,6 +10,7 @@ from typing import Any
 from . import checks
 from .arrays import cast, with_axis
 from .choose import quick, together
+from .graphs import one_node
 from .problem import Array, Axis, Given, on_arrays, on_logits
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 
+@one_node
 def softmax(
     x: Array,
     /,
@@ -95,6 +97,7 @@ def softmax(
     return written(together(_rows, given, "softmax", out), out)
 
 
+@one_node
 def log_softmax(
     x: Array,
     /,
@@ -150,6 +153,7 @@ def log_softmax(
     return written(together(_rows, given, "log_softmax", out), out)
 
 
+@one_node
 def logsumexp(
     x: Array,
     /,
@@ -238,6 +242,7 @@ def _logsumexp(given: Given, signed: bool, keepdims: bool, return_sign: bool, *,
     return (value, reduced(sign, given.problem.axes, xp)) if return_sign else value
 
 
+@one_node
 def softmax_jacobian(y: Array, /, *, axis: int = -1) -> Array:
     """Jacobian of softmax: ``∂y_i / ∂x_j = y_i (δ_ij - y_j)``.
 
@@ -287,6 +292,7 @@ def _softmax_jacobian(given: Given, *, run: Any) -> Array:
     return run("softmax_jacobian", replace(given.problem, axes=(-1,)), y, xp=given.xp)
 
 
+@one_node
 def softmax_vjp(y: Array, dy: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
     """Cotangent times the Jacobian of softmax: ``y_i (dy_i - Σ_j y_j dy_j)``.
 
@@ -326,6 +332,7 @@ def softmax_vjp(y: Array, dy: Array, /, *, axis: Axis = -1, where: Array | None 
     return together(_rows, on_arrays("softmax_vjp", {"y": y, "dy": dy}, axis=axis, where=where), "softmax_product")
 
 
+@one_node
 def softmax_jvp(y: Array, dx: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
     """Jacobian of softmax times a tangent: ``y_i (dx_i - Σ_j y_j dx_j)``.
 
@@ -355,6 +362,7 @@ def softmax_jvp(y: Array, dx: Array, /, *, axis: Axis = -1, where: Array | None 
     return together(_rows, on_arrays("softmax_jvp", {"y": y, "dx": dx}, axis=axis, where=where), "softmax_product")
 
 
+@one_node
 def log_softmax_vjp(log_y: Array, dy: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
     """Cotangent times the Jacobian of log_softmax: ``dy_i - exp(log_y_i) Σ_j dy_j``.
 
@@ -394,6 +402,7 @@ def log_softmax_vjp(log_y: Array, dy: Array, /, *, axis: Axis = -1, where: Array
     return together(_rows, given, "log_softmax_vjp")
 
 
+@one_node
 def log_softmax_jvp(log_y: Array, dx: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
     """Jacobian of log_softmax times a tangent: ``dx_i - Σ_j exp(log_y_j) dx_j``.
 

@@ -9,6 +9,7 @@ from . import checks, chunks
 from .arrays import HALF, is_distributed
 from .choose import together
 from .functions import scalar
+from .graphs import one_node
 from .problem import Array, GivenLoss, Rows, on_linear_loss
 from .reductions import reduce_rows, weigh
 
@@ -24,6 +25,7 @@ class LinearLossAndGrad(NamedTuple):
     grad_linear_bias: Array | None
 
 
+@one_node
 def linear_cross_entropy(
     input: Array,
     linear_weight: Array,
@@ -111,6 +113,7 @@ def linear_cross_entropy(
     ).loss  # fmt: skip
 
 
+@one_node
 def linear_cross_entropy_and_grad(
     input: Array,
     linear_weight: Array,

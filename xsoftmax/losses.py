@@ -8,6 +8,7 @@ from . import checks
 from .arrays import cast
 from .choose import quick, together
 from .functions import reduced, scalar, untouched, written
+from .graphs import one_node
 from .problem import Array, Given, GivenLoss, on_arrays, on_loss
 from .reductions import Weighing, reduce_rows, weigh
 
@@ -39,6 +40,7 @@ class GradAndHessianDiag(NamedTuple):
     hessian_diag: Array
 
 
+@one_node
 def cross_entropy(
     logits: Array,
     targets: Array,
@@ -146,6 +148,7 @@ def _cross_entropy(given: GivenLoss, reduction: str, *, run: Any) -> Array:
     return _loss(rows, w, given)
 
 
+@one_node
 def cross_entropy_grad(
     logits: Array,
     targets: Array,
@@ -214,6 +217,7 @@ def _cross_entropy_grad(given: GivenLoss, reduction: str, out: Array | None, *, 
     return written(grad, out)
 
 
+@one_node
 def cross_entropy_and_grad(
     logits: Array,
     targets: Array,
@@ -277,6 +281,7 @@ def _cross_entropy_and_grad(given: GivenLoss, reduction: str, out: Array | None,
     return LossAndGrad(_loss(rows, w, given), written(grad, out))
 
 
+@one_node
 def cross_entropy_hvp(
     logits: Array,
     targets: Array,
@@ -343,6 +348,7 @@ def _cross_entropy_hvp(given: GivenLoss, reduction: str, *, run: Any) -> Array:
     return run("cross_entropy_hvp", given.problem, given.x, w.targets, w.rows, given.v, xp=given.xp)
 
 
+@one_node
 def cross_entropy_grad_and_hessian_diag(
     logits: Array,
     targets: Array,
@@ -408,6 +414,7 @@ def _cross_entropy_grad_and_hessian_diag(given: GivenLoss, reduction: str, *, ru
     return GradAndHessianDiag(grad, diag)
 
 
+@one_node
 def cross_entropy_from_probs(
     probs: Array,
     targets: Array,
@@ -467,6 +474,7 @@ def _cross_entropy_from_probs(given: GivenLoss, reduction: str, *, run: Any) -> 
     return _loss(rows, w, given)
 
 
+@one_node
 def entropy(p: Array, /, *, axis: int = -1) -> Array:
     """Entropy of probabilities, in nats: ``H(p) = -Σ_i p_i log p_i``.
 
@@ -496,6 +504,7 @@ def entropy(p: Array, /, *, axis: int = -1) -> Array:
     return _on_probs("entropy", {"p": p}, axis)
 
 
+@one_node
 def kl_divergence(p: Array, q: Array, /, *, axis: int = -1) -> Array:
     """Kullback–Leibler divergence of `q` from `p`, in nats: ``KL(p‖q) = Σ_i p_i log(p_i / q_i)``.
 

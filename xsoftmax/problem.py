@@ -15,6 +15,7 @@ from .arrays import (
     dtype_name,
     has_dtype,
     index_dtype,
+    is_symbolic,
     library_of,
     with_axis,
 )
@@ -300,7 +301,9 @@ def _on_loss(
         weight = xp.reshape(cast(weight, compute, xp), (-1,) + (1,) * (-axis - 1))
     if sample_weight is not None:
         sample_weight = with_axis(cast(sample_weight, compute, xp), axis)
-    widened = _widened(targets, xp, device) if labels else targets
+    widened = targets
+    if labels:
+        widened, ignore_index = _widened(targets, ignore_index, xp, device)
     return GivenLoss(problem, xp, device, x, shape[axis], widened, targets, where, weight, sample_weight, ignore_index)
 
 
@@ -313,15 +316,18 @@ def _broadcast(x: Array, b: Array, xp: Any) -> tuple[Array, Array]:
     return x + xp.zeros_like(b), b + xp.zeros_like(x)
 
 
-def _widened(labels: Array, xp: Any, device: Any) -> Array:
-    """Labels in the widest signed dtype; an unsigned one that doesn't fit stays out of range, and no ignored label."""
+def _widened(labels: Array, ignore_index: int | None, xp: Any, device: Any) -> tuple[Array, int | None]:
+    """Labels in the widest signed dtype, and what they are compared with; an unsigned one that doesn't fit is < 0."""
+    sign, bits = dtype_name(labels).split("int")
     widest = index_dtype(xp, device)
-    if labels.dtype == widest:
-        return labels
-    wide = xp.astype(labels, widest)
-    if not dtype_name(labels).startswith("uint"):
-        return wide
-    return xp.where(wide < 0, xp.full_like(wide, xp.iinfo(wide.dtype).max), wide)
+    least, most = (0, 2 ** int(bits) - 1) if sign else (-(2 ** (int(bits) - 1)), 2 ** (int(bits) - 1) - 1)
+    if ignore_index is not None:
+        ignore_index = ignore_index if is_symbolic(ignore_index) else int(ignore_index)
+        if not least <= ignore_index <= most:
+            ignore_index = None
+        elif ignore_index > xp.iinfo(widest).max:
+            ignore_index -= 2 ** int(bits)  # as the cast does
+    return (labels if labels.dtype == widest else xp.astype(labels, widest)), ignore_index
 
 
 def floating(x: Array, xp: Any, device: Any) -> Array:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from typing import Any
 
 
 def runs(shape: Sequence[int], strides: Sequence[Sequence[int]], axes: Sequence[int]) -> list[list[int]]:
@@ -19,3 +21,26 @@ def runs(shape: Sequence[int], strides: Sequence[Sequence[int]], axes: Sequence[
             found.append([axis])
         walked = axis if shape[axis] > 1 else None
     return found
+
+
+def overlaps_itself(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bool:
+    """Whether two elements share memory; `itemsize` in the unit of the strides, which may be negative."""
+    walked = sorted((abs(step), n) for n, step in zip(shape, strides, strict=True) if n != 1)
+    if any(n == 0 for _, n in walked):
+        return False
+    reach = itemsize  # of all axes with smaller steps
+    for step, n in walked:
+        if step < reach:
+            return _meet(walked, itemsize)
+        reach += (n - 1) * step
+    return False
+
+
+def _meet(walked: list[tuple[int, int]], itemsize: int) -> bool:
+    """By looking at every element: axes that reach across each other need not meet."""
+    import numpy as np
+
+    if any(step < itemsize for step, _ in walked):
+        return True
+    places: Any = reduce(lambda found, axis: np.add.outer(found, np.arange(axis[1]) * axis[0]), walked, np.zeros(()))
+    return bool(np.any(np.diff(np.sort(places, axis=None)) < itemsize))

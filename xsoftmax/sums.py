@@ -9,7 +9,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from .arrays import completed, device_of, library_of, may_be_cut
+from .arrays import completed, device_of, is_symbolic, library_of, may_be_cut
 
 Array = Any
 Axes = tuple[int, ...]
@@ -30,6 +30,8 @@ def total(x: Array, axes: Axes, *, xp: Any) -> Array:
             x = completed(xp.sum(x, axis=axis, keepdims=True))
         elif library_of(xp) == "dask":
             x = _of_blocks(_halved, x, axis)
+        elif is_symbolic(x.shape[axis]):  # halving would ask for the number
+            x = xp.sum(x, axis=axis, keepdims=True)
         else:
             x = _halved(x, axis, xp=xp)
     return x

@@ -10,6 +10,7 @@ s the scale of a row: the loss has the derivative Σ G v, and the gradients (s G
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,12 +56,16 @@ def together(given: Any, verb: Any, reduction: str, *options: Any, run: Any) -> 
         return verb(given._replace(problem=p, x=x, linear=(factor, bias)), reduction, *options, run=run)
 
     ruled = (given.x, *given.linear)
-    with torch.autocast(given.x.device.type, enabled=False):
+    with _without_autocast(given.x.device.type):
         if not _is_graded(given, ruled, reduction):
             return of(*ruled, *given.problem.wants)
         with torch.no_grad():
             found = of(*ruled, "loss", "grad")
     return type(found)(_Graded.apply(of, found, *ruled), None, None, None)
+
+
+def _without_autocast(device: str) -> Any:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _is_graded(given: Any, ruled: Arrays, reduction: str) -> bool:

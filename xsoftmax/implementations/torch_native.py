@@ -126,6 +126,8 @@ def _masked(x: Array, where: Array | None, value: float = 0.0) -> Array:
 
 def _settled(p: Problem, x: Array, u: Array, where: Array | None = None) -> Array:
     """`x`, but 0 in rows of nan or ∞ that no cotangent reaches: their derivatives are 0, not nan."""
+    if not x.is_floating_point():
+        return x
     lost = ~torch.isfinite(torch.amax(_masked(x, where, -torch.inf), dim=p.axes, keepdim=True))
     if not is_lazy(x, p.library) and not bool(lost.any()):
         return x
@@ -207,7 +209,7 @@ def _normaliser_rule(operation: str, back: _Rule, forth: _Rule) -> _Rule:
 
 
 def _tempered(c: _Call, product: _Rule, y: Array, v: Array, where: Array | None) -> Array:
-    if c.p.temperature == 1.0:
+    if isinstance(c.p.temperature, float) and c.p.temperature == 1.0:
         return c(product, y, v, where)
     return c.narrow(c(product, y, v, where, temperature=1.0, result=c.p.compute) / c.p.temperature)
 
