@@ -486,10 +486,8 @@ def merged(s: State, classes: int, axes: Axes, *, xp: Any) -> State:
     at_max, zeros = s.m == m, xp.zeros_like(s.m)
     own, shift = _shift(s.m, classes, xp=xp), _shift(m, classes, xp=xp)
     w, wm = shift.exp(s.m, xp=xp), shift.exp(shift.m0, xp=xp)
-    d = own.c - shift.c  # exact, so that w_k / wm_k = exp(d) is rounded once
-    near = d > -_REACH.get(
-        dtype_name(m), _REACH["float64"]
-    )  # beyond, exp(d) might underflow where the product does not
+    d = own.c - shift.c  # exact, so that w_k / wm_k = exp(d) is rounded once, unless it underflows
+    near = d > -_REACH.get(dtype_name(m), _REACH["float64"])
     ratio = xp.exp(xp.where(near, d, zeros)) * (shift.scale / own.scale)
     q = xp.where(near, s.q * ratio, (s.q / s.wm) * w)
     q = xp.where(s.m == -math.inf, zeros, q) + xp.where(at_max, zeros, w)

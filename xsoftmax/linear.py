@@ -46,10 +46,10 @@ def linear_cross_entropy(
 ) -> Array:
     """Cross-entropy of ``logits = input @ linear_weight.T + linear_bias``, a block of which is in memory at a time.
 
-    Rows are independent, and worked some at a time. Where rows are too long, so are their classes: of two parts of a
-    row with maxima ``m_a ≥ m_b``, sums ``q`` of the other exponentials and ``wm`` of the maximum's own, the row has
-    ``q = q_a + w_b + q_b w_b / wm_b`` with ``w_b = exp(m_b - c)``. Still one copy of the maximum stays out of the sum,
-    and the loss is that of `cross_entropy`.
+    Rows are independent, and worked some at a time. Where rows are too long, so are their classes: of parts of a row
+    with maxima ``m_k``, ``wm_k = exp(m_k - c_k)`` and sums ``q_k`` of the other exponentials, the row has
+    ``q = Σ (w_k + q_k w_k / wm_k)`` with ``w_k = exp(m_k - c)``, less that of its own maximum: one copy stays out of
+    the sum, the loss is that of `cross_entropy`, and no error grows with the number of parts.
 
     Parameters
     ----------
