@@ -49,6 +49,7 @@ struct Format;
 
 template <>
 struct Format<float> {
+    typedef unsigned Bits;
     static constexpr int digits = 23, bias = 127;
     static constexpr float round = 0x1.8p23f;  // adding it rounds to an integer, found in the lowest bits
     static constexpr float ln2 = 0x1.62e430p-1f, ln2_rest = -0x1.05c610p-29f;
@@ -57,6 +58,7 @@ struct Format<float> {
 
 template <>
 struct Format<double> {
+    typedef unsigned long long Bits;
     static constexpr int digits = 52, bias = 1023;
     static constexpr double round = 0x1.8p52;
     static constexpr double ln2 = 0x1.62e42fefa39efp-1, ln2_rest = 0x1.abc9e3b39803fp-56;
@@ -157,7 +159,8 @@ XS_FUNCTION Reduced<Real> reduced(Real x) {
 
 template <class Real>
 XS_FUNCTION Real scaled(Real x, int n) {
-    return from_bits(bits(x) + (decltype(bits(x))(n) << Format<Real>::digits));
+    typedef typename Format<Real>::Bits Bits;  // of nan, signed ones would overflow
+    return from_bits(decltype(bits(x))(Bits(bits(x)) + (Bits(n) << Format<Real>::digits)));
 }
 
 template <class Real, class... Rest>
