@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support import assert_close, get, put, widest
 
 import xsoftmax as xs
-from xsoftmax.chunks import blocks, plan
+from xsoftmax.chunks import Halved, blocks, plan
 from xsoftmax.verify import oracle
 from xsoftmax.verify.compare import Arithmetic, judge
 from xsoftmax.verify.inputs import BLOCKS, block
@@ -234,6 +234,15 @@ def test_lazy_arrays_are_cut_only_as_asked_for(library):
     assert plan(10**6, 10**5, 64, 4, library, None, None)[:2] == (None, None)
     assert plan(10**6, 10**5, 64, 4, library, 7, 9)[:2] == (7, 9)
     assert plan(None, 10**5, 64, 4, library, 7, None).rows is None
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 1000])
+def test_halved_sums(n):
+    """log₂ n roundings at most, where one after the other has n."""
+    found, one = Halved(), np.full(1, 0.1)
+    for _ in range(n):
+        found.add(one.copy())
+    assert abs(found.total()[0] - n * 0.1) <= np.log2(2 * n) * np.spacing(n * 0.1) / 2
 
 
 def test_blocks():

@@ -117,3 +117,29 @@ class Pieces:
             return self.whole
         parts = list(self.parts.values())
         return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
+
+
+class Halved:
+    """Σ of arrays that come one after the other, by halving: sums of as many are added to each other, in their place.
+
+    log₂ of their number are kept.
+    """
+
+    def __init__(self) -> None:
+        self.sums: list[tuple[int, Array]] = []
+
+    def add(self, a: Array) -> None:
+        n = 1
+        while self.sums and self.sums[-1][0] == n:
+            _, older = self.sums.pop()
+            older += a
+            a, n = older, 2 * n
+        self.sums.append((n, a))
+
+    def total(self) -> Array:
+        _, a = self.sums.pop()
+        while self.sums:
+            _, older = self.sums.pop()
+            older += a
+            a = older
+        return a

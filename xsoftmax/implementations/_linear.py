@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import formulas, sums
 from ..arrays import HALF, cast, dtype_name, rounded
-from ..chunks import Pieces, Plan, blocks, of_classes, of_rows, overwrites, taken
+from ..chunks import Halved, Pieces, Plan, blocks, of_classes, of_rows, overwrites, taken
 from ..problem import Array, Problem, Rows
 
 Results = tuple[Array | None, Array | None, Array | None, Array | None]
@@ -145,18 +145,18 @@ class Linear:
         """g @ factor; adds g.T @ x and Σ g"""
         xp = self.xp
         shown = finite(cast(x, self.dtype, xp), xp)
-        grad_x: Array = 0.0
+        grad_x = Halved()
         for classes, g in gradients:
             for block in blocks(classes.start, classes.stop, self.plan.factors if self._is_converted() else None):
                 factor = cast(taken(self.factor, block), self.dtype, xp)
                 product = xp.matmul(taken(g, block, 1, classes.start), finite(factor, xp) if self.p.masked else factor)
-                grad_x += product
+                grad_x.add(product)
             for block in blocks(classes.start, classes.stop, self.plan.factors):
                 some = taken(g, block, 1, classes.start)
                 grad_factor.add(block, xp.matmul(some.T, shown), xp)
                 if self.bias is not None:
                     grad_bias.add(block, sums.total(some, (-2,), xp=xp)[0, :], xp)
-        return rounded(grad_x, dtype_name(x), xp)
+        return rounded(grad_x.total(), dtype_name(x), xp)
 
 
 def finite(a: Array, xp: Any) -> Array:
