@@ -288,10 +288,11 @@ def _log_exponentials(log_y: Any, size: int, like: Any, ordinary: bool, w: Any) 
 
 @jit(**EXACT)
 def _log_sums(
-    ys: int, y_type: Any, vs: int, v_type: Any, classes: int, to_type: Any, transposed: bool, ordinary: bool, w: Any
+    ys: int, y_type: Any, vs: int, v_type: Any, classes: int, to_type: Any, transposed: bool, ordinary: bool, at: int
 ) -> tuple[float, float, float, float]:
     """Σ of the terms of the classes with at most half of y; of those above Σ of the terms, Σ v and their number."""
-    rest, low, of_top, at_top, above, start = 0.0, 0.0, 0.0, 0.0, 0.0, 0
+    w = pointer(at, np.float64)
+    rest, low, of_top, at_top, above, start, ready = 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0
     while start < classes:
         a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
         size = together(classes - start, to_type)
@@ -299,8 +300,10 @@ def _log_sums(
             part, v, some = _vjp_sums(a, b, size)
             terms = v
         else:
-            _log_exponentials(a, size, to_type, ordinary, w)
-            part, terms, v, some = _jvp_sums(a, b, size, w)
+            if start == ready:
+                ready = min(classes, start + BLOCK)
+                _log_exponentials(a, ready - start, to_type, ordinary, w)
+            part, terms, v, some = _jvp_sums(a, b, size, pointer(at + 8 * (start % BLOCK), np.float64))
         rest, low = two_sum(rest, low, part)
         of_top, at_top, above = of_top + terms, at_top + v, above + some
         start += size
@@ -344,20 +347,22 @@ def log_softmax_product(
     At a class alone with more than half of y: v_i (1 − y_i) less the other terms.
     """
     space = np.empty(BLOCK)
-    w = pointer(space.ctypes.data, np.float64)
+    at = space.ctypes.data
+    w = pointer(at, np.float64)
     for i in range(n):
         ys, vs, out = log_y + i * y_step, v + i * v_step, to + i * to_step
         highest = np.float64(largest(pointer(ys, y_type), classes))
         ordinary = highest <= 1.0  # no log-probability is larger; nan is not ordinary either
-        rest, of_top, at_top, above = _log_sums(ys, y_type, vs, v_type, classes, to_type, transposed, ordinary, w)
+        rest, of_top, at_top, above = _log_sums(ys, y_type, vs, v_type, classes, to_type, transposed, ordinary, at)
         if not transposed and ordinary:
             if abs(rest) + abs(of_top) < np.inf:
                 rest, of_top = rest * 2.0**-500, of_top * 2.0**-500
             else:  # v · 2^500 may overflow
-                rest, of_top, at_top, above = _log_sums(ys, y_type, vs, v_type, classes, to_type, False, False, w)
-        others = math.exp(highest) * rest if transposed else rest
-        top = -at_top * math.expm1(highest) - others
-        least = _LOG_HALF if above == 1.0 else np.inf
+                rest, of_top, at_top, above = _log_sums(ys, y_type, vs, v_type, classes, to_type, False, False, at)
+        top, least = math.nan, np.inf
+        if above == 1.0:  # 0.1 µs
+            others = math.exp(highest) * rest if transposed else rest
+            top, least = -at_top * math.expm1(highest) - others, _LOG_HALF
         _log_result(
             ys, y_type, vs, v_type, classes, out, to_type, rest + of_top, top, least, transposed, ordinary, w
         )  # fmt: skip
