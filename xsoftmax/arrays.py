@@ -82,6 +82,14 @@ def is_distributed(x: Any) -> bool:
     return type(x).__name__ == "DTensor"
 
 
+def constant(x: Any, xp: Any) -> Any:
+    """`x`, of which no derivative is taken."""
+    library = library_of(xp)
+    if library == "torch":
+        return x.detach()
+    return import_module("jax").lax.stop_gradient(x) if library == "jax" else x
+
+
 def completed(x: Any) -> Any:
     """A sum or maximum of which each process has a part, put together once: a cast would round the parts."""
     if not is_distributed(x):

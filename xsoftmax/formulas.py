@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from .arrays import class_indices, device_of, dtype_name, with_axis
+from .arrays import class_indices, constant, device_of, dtype_name, with_axis
 from .sums import count, maximum, total
 
 Array = Any
@@ -25,6 +25,8 @@ _LIMITS = {
 _LOG_HALF = -math.log(2.0)
 # exp(−R) times the largest sum of exponentials is normal
 _REACH = {"float32": 60.0, "float64": 600.0}
+_HUGE = 2.0**64  # of logits: differences are 0, or exp(z) is
+_LEAST = {"float32": 2.0**-126, "float64": 2.0**-1022}  # normal numbers
 # Adding less than half an ulp to the largest does not overflow.
 _SPARE = {"float32": float.fromhex("0x1.ffffep+102"), "float64": float.fromhex("0x1.fffffffffffp+969")}
 
@@ -33,25 +35,41 @@ _SPARE = {"float32": float.fromhex("0x1.ffffep+102"), "float64": float.fromhex("
 # logits
 
 
-def capped(x: Array, softcap: float | None, temperature: float, *, xp: Any) -> Array:
-    """z = softcap · tanh(x / softcap) / temperature. An infinite logit stays infinite."""
+def capped(x: Array, softcap: float | None, temperature: float, axes: Axes | None, *, xp: Any) -> Array:
+    """z = softcap · tanh(x / softcap) / temperature. An infinite logit stays infinite.
+
+    With the axes of whole rows, those whose z would be huge are relative to their maximum: x − m is exact there
+    wherever exp(z) is not 0.
+    """
     z = x if softcap is None else xp.where(xp.isinf(x), x, softcap * xp.tanh(x / softcap))
-    return z if _is(temperature, 1.0) else z / temperature
+    if axes is None or (isinstance(temperature, float) and temperature >= 1.0):
+        return over(z, temperature, xp=xp)
+    m = constant(maximum(z, axes, xp=xp), xp)  # no derivative of a row asks for a shift
+    huge = xp.isfinite(m) & (over(xp.abs(m), temperature, xp=xp) > _HUGE) & (temperature < 1.0)
+    return over(z - xp.where(huge, m, xp.zeros_like(m)), temperature, xp=xp)
 
 
-def capped_derivatives(
-    x: Array, softcap: float | None, temperature: float, *, xp: Any
-) -> tuple[Array | float | None, Array | None]:
-    """dz/dx = sech²(u) / temperature and d²z/dx² = −2 tanh(u) sech²(u) / (softcap · temperature), u = x / softcap.
+def over(a: Array, temperature: float, *, xp: Any) -> Array:
+    """a / temperature, which keeps 0 and ∞ also where the dtype of a has no such number, or flushes it"""
+    least = _LEAST[dtype_name(a)]
+    if (known := isinstance(temperature, float)) and least <= temperature <= 1.0 / least:
+        return a if temperature == 1.0 else a / temperature
+    # XLA multiplies by the reciprocal, which is not to be subnormal
+    quarter = (0.25 if temperature > 1.0 else 1.0) if known else xp.where(temperature > 1.0, 0.25, 1.0)
+    return xp.where((a == 0.0) | xp.isinf(a), a, (quarter * a) / (quarter * temperature))
+
+
+def capped_derivatives(x: Array, softcap: float | None, *, xp: Any) -> tuple[Array | None, Array | None]:
+    """temperature · dz/dx = sech²(u) and temperature · d²z/dx² = −2 tanh(u) sech²(u) / softcap, u = x / softcap.
 
     None stands for 1 and for 0.
     """
     if softcap is None:
-        return None if _is(temperature, 1.0) else 1.0 / temperature, None
+        return None, None
     u = x / softcap
     e = xp.exp(-2.0 * xp.where(u < 0.0, -u, u))
     sech2 = 4.0 * e / ((1.0 + e) * (1.0 + e))  # 1 − tanh² would cancel where tanh is near ±1
-    return sech2 / temperature, -2.0 * xp.tanh(u) * sech2 / (softcap * temperature)
+    return sech2, -2.0 * xp.tanh(u) * sech2 / softcap
 
 
 class Exponentials(NamedTuple):
@@ -397,7 +415,12 @@ def _far(x: Array, m: Array, t: Array, axes: Axes, *, xp: Any) -> Array:
 
 
 def _times_distance(t: Array, x: Array, m: Array, *, xp: Any) -> Array:
-    return t * xp.where(t == 0.0, xp.zeros_like(t), distance_from_max(x, m, xp=xp))
+    """By halves in rows where m − x may overflow, and t (m − x) need not."""
+    m0 = xp.where(xp.isfinite(m), m, xp.zeros_like(m))
+    ones = xp.ones_like(m0)
+    half = xp.where(m0 > _SPARE.get(dtype_name(x), _SPARE["float64"]), 0.5 * ones, ones)
+    distance = half * m0 - half * xp.minimum(x, m0)
+    return t * xp.where(t == 0.0, xp.zeros_like(t), distance) / half
 
 
 def cross_entropy_grad(

@@ -144,8 +144,9 @@ def _masked(a: Array, block: dict[str, Any], value: float) -> Array:
 def _capped(call: _Call, block: dict[str, Any]) -> tuple[Array, Array | float]:
     """z and ∂z / ∂(x @ factor.T), in the compute dtype."""
     p, z = call.p, _masked(cast(_logits(call, block), call.p.compute, jnp), block, -math.inf)
-    slope, _ = formulas.capped_derivatives(z, p.softcap, p.temperature, xp=jnp)
-    return formulas.capped(z, p.softcap, p.temperature, xp=jnp), 1.0 if slope is None else slope
+    slope, _ = formulas.capped_derivatives(z, p.softcap, xp=jnp)
+    slope = formulas.over(jnp.ones_like(z) if slope is None else slope, p.temperature, xp=jnp)
+    return formulas.capped(z, p.softcap, p.temperature, None, xp=jnp), slope
 
 
 def _targets(call: _Call, block: dict[str, Any]) -> tuple[Array, Array | None]:

@@ -157,8 +157,8 @@ class Operations:
         ) -> None:
             kept = _rows(where)
             raw = array_api.masked(cast(_rows(x), p.compute, xp), kept, -math.inf, xp)
-            z = formulas.capped(raw, p.softcap, p.temperature, xp=xp)
             labels, *numbers = (_rows(a) for a in (labels, *by_row))
+            z = formulas.capped(raw, p.softcap, p.temperature, None if p.z_loss else (-1,), xp=xp)
             if not by_label:
                 source = _rows(t) if labels is None else labels[:, 0]
                 t = array_api.target_rows(replace(p, axes=(-1,)), source, Rows(kept, weight), z, xp)
@@ -168,9 +168,10 @@ class Operations:
             if kept is not None and (loss := numbers[-1]) is not None:
                 loss[~kept.any(axis=-1)] = 0.0
             if g is not None and grad is not None:
-                slope, _ = formulas.capped_derivatives(raw, p.softcap, p.temperature, xp=xp)
+                slope, _ = formulas.capped_derivatives(raw, p.softcap, xp=xp)
                 if slope is not None:
                     g = np.where(g == 0.0, 0.0, g * slope)  # of an absent row, whatever its slope
+                g = formulas.over(g, p.temperature, xp=xp)
                 grad[...] = cast(array_api.masked(g, kept, 0.0, xp), p.result, xp).reshape(grad.shape)
 
         def long(
@@ -282,7 +283,7 @@ def _rows(block: Array | None) -> Array | None:
 
 
 def _prepared(p: Problem, x: Array, where: Array | None, xp: Any) -> Array:
-    return np.ascontiguousarray(array_api.logits(p, _rows(x), _rows(where), xp))
+    return np.ascontiguousarray(array_api.logits(p, _rows(x), _rows(where), (-1,), xp))
 
 
 def _row_shape(p: Problem, x: Array) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import formulas
 from ..arrays import cast, rounded
-from ..formulas import State
+from ..formulas import Axes, State
 from ..problem import Array, Problem, Rows
 from . import _linear
 
@@ -28,22 +28,22 @@ def together(p: Problem, given: Any, verb: Any, *options: Any, xp: Any, run: Any
 
 
 def softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
-    y = formulas.softmax(logits(p, x, where, xp), p.axes, xp=xp)
+    y = formulas.softmax(logits(p, x, where, p.axes, xp), p.axes, xp=xp)
     return cast(masked(y, where, 0.0, xp), p.result, xp)
 
 
 def log_softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
-    log_y = formulas.log_softmax(logits(p, x, where, xp), p.axes, xp=xp)
+    log_y = formulas.log_softmax(logits(p, x, where, p.axes, xp), p.axes, xp=xp)
     return rounded(masked(log_y, where, -math.inf, xp), p.result, xp)
 
 
 def logsumexp(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
-    return cast(formulas.logsumexp(logits(p, x, where, xp), p.axes, xp=xp), p.result, xp)
+    return cast(formulas.logsumexp(logits(p, x, where, p.axes, xp), p.axes, xp=xp), p.result, xp)
 
 
 def signed_logsumexp(p: Problem, x: Array, b: Array, where: Array | None, *, xp: Any, run: Any) -> tuple[Array, Array]:
     b = masked(cast(b, p.compute, xp), where, 0.0, xp)
-    value, sign = formulas.signed_logsumexp(logits(p, x, where, xp), b, p.axes, xp=xp)
+    value, sign = formulas.signed_logsumexp(logits(p, x, where, p.axes, xp), b, p.axes, xp=xp)
     return cast(value, p.result, xp), cast(sign, p.result, xp)
 
 
@@ -109,7 +109,7 @@ def class_state(
 ) -> State:
     """What some classes of the rows tell of their loss; of their logits alone without targets."""
     if targets is None:
-        return formulas.state(logits(p, x, rows.where, xp), None, rows.where, part.classes, p.axes, xp=xp)
+        return formulas.state(logits(p, x, rows.where, None, xp), None, rows.where, part.classes, p.axes, xp=xp)
     _, z, t = _capped_rows(p, x, targets, rows, xp, part)
     return formulas.state(z, t, rows.where, part.classes, p.axes, xp=xp)
 
@@ -135,12 +135,12 @@ def class_grad(
 def class_softmax(
     p: Problem, x: Array, where: Array | None, part: formulas.Part, own: State, state: State, *, xp: Any, run: Any
 ) -> Array:
-    y = formulas.softmax_of_part(logits(p, x, where, xp), state, part.classes, xp=xp)
+    y = formulas.softmax_of_part(logits(p, x, where, None, xp), state, part.classes, xp=xp)
     return cast(masked(y, where, 0.0, xp), p.result, xp)
 
 
 def class_log_softmax(p: Problem, x: Array, where: Array | None, state: State, *, xp: Any, run: Any) -> Array:
-    log_y = formulas.log_softmax_of_part(logits(p, x, where, xp), state, xp=xp)
+    log_y = formulas.log_softmax_of_part(logits(p, x, where, None, xp), state, xp=xp)
     return rounded(masked(log_y, where, -math.inf, xp), p.result, xp)
 
 
@@ -190,12 +190,11 @@ def cross_entropy_hvp(p: Problem, x: Array, targets: Array, rows: Rows, v: Array
     x, y, t, lse, slope, curvature = _second_order(p, x, targets, rows, xp, run)
     v = masked(cast(v, p.compute, xp), rows.where, 0.0, xp)
     product = formulas.hessian_product(y, v if slope is None else slope * v, t, rows.zeta, lse, p.axes, xp=xp)
-    if slope is not None:
-        product = slope * product
+    product = formulas.over(product if slope is None else slope * product, p.temperature, xp=xp)
     if curvature is not None:
         not_y = formulas.complement(y, p.axes, xp=xp)
         product = product + formulas.cross_entropy_grad(y, not_y, t, rows.zeta, lse, p.axes, xp=xp) * curvature * v
-    return scaled(p, product, rows, xp)
+    return scaled(p, formulas.over(product, p.temperature, xp=xp), rows, xp)
 
 
 def cross_entropy_hessian_diag(p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any) -> Array:
@@ -203,11 +202,10 @@ def cross_entropy_hessian_diag(p: Problem, x: Array, targets: Array, rows: Rows,
     x, y, t, lse, slope, curvature = _second_order(p, x, targets, rows, xp, run)
     not_y = formulas.complement(y, p.axes, xp=xp)
     diag = formulas.hessian_diag(y, not_y, t, rows.zeta, lse, p.axes, xp=xp)
-    if slope is not None:
-        diag = slope * slope * diag
+    diag = formulas.over(diag if slope is None else slope * slope * diag, p.temperature, xp=xp)
     if curvature is not None:
         diag = diag + formulas.cross_entropy_grad(y, not_y, t, rows.zeta, lse, p.axes, xp=xp) * curvature
-    return scaled(p, diag, rows, xp)
+    return scaled(p, formulas.over(diag, p.temperature, xp=xp), rows, xp)
 
 
 def cross_entropy_from_probs(p: Problem, probs: Array, targets: Array, rows: Rows, *, xp: Any, run: Any) -> Array:
@@ -224,9 +222,10 @@ def kl_divergence(p: Problem, a: Array, b: Array, *, xp: Any, run: Any) -> Array
     return cast(formulas.kl_divergence(a, b, p.axes, xp=xp), p.result, xp)
 
 
-def logits(p: Problem, x: Array, where: Array | None, xp: Any) -> Array:
+def logits(p: Problem, x: Array, where: Array | None, axes: Axes | None, xp: Any) -> Array:
+    """As `formulas.capped` has it, with the axes of whole rows."""
     x = masked(cast(x, p.compute, xp), where, -math.inf, xp)
-    return formulas.capped(x, p.softcap, p.temperature, xp=xp)
+    return formulas.capped(x, p.softcap, p.temperature, axes, xp=xp)
 
 
 def masked(x: Array, where: Array | None, value: float, xp: Any) -> Array:
@@ -238,14 +237,14 @@ def _capped_rows(
 ) -> tuple[Array, Array, Array]:
     """Logits, what cap and temperature make of them, and targets, all in the compute dtype."""
     x = masked(cast(x, p.compute, xp), rows.where, -math.inf, xp)
-    z = formulas.capped(x, p.softcap, p.temperature, xp=xp)
+    z = formulas.capped(x, p.softcap, p.temperature, None if part or p.z_loss else p.axes, xp=xp)
     return x, z, target_rows(p, targets, rows, z, xp, part)
 
 
 def _of_logits(p: Problem, grad: Array, x: Array, rows: Rows, xp: Any) -> Array:
     """z′ ∂L/∂z, scaled"""
-    slope, _ = formulas.capped_derivatives(x, p.softcap, p.temperature, xp=xp)
-    return scaled(p, grad if slope is None else grad * slope, rows, xp)
+    slope, _ = formulas.capped_derivatives(x, p.softcap, xp=xp)
+    return scaled(p, formulas.over(grad if slope is None else grad * slope, p.temperature, xp=xp), rows, xp)
 
 
 def target_rows(
@@ -273,7 +272,7 @@ def _second_order(p: Problem, x: Array, targets: Array, rows: Rows, xp: Any, run
     lse = None
     if p.z_loss:  # −∞ · 0 would be nan
         lse = formulas.of_kept(run("logsumexp", inner, z, rows.where, xp=xp), rows.where, p.axes, xp=xp)
-    slope, curvature = formulas.capped_derivatives(x, p.softcap, p.temperature, xp=xp)
+    slope, curvature = formulas.capped_derivatives(x, p.softcap, xp=xp)
     return x, y, t, lse, slope, curvature
 
 

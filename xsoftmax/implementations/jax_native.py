@@ -324,8 +324,8 @@ def _of_kept(call: _Call, a: Array, where: Array | None) -> Array:
 
 
 def _dz(call: _Call, x: Array, dx: Array) -> Array:
-    slope, _ = formulas.capped_derivatives(x, call.problem.softcap, call.problem.temperature, xp=jnp)
-    return dx if slope is None else slope * dx
+    slope, _ = formulas.capped_derivatives(x, call.problem.softcap, xp=jnp)
+    return formulas.over(dx if slope is None else slope * dx, call.problem.temperature, xp=jnp)
 
 
 def _varies(tangent: Any) -> bool:

@@ -301,7 +301,8 @@ class _Row:
         """An operation on z, or a product at log_softmax(z)."""
         p, where = self.c.p, self.rows.where
         plain = {"dtype": p.compute, "result": p.compute, "temperature": 1.0, "softcap": None, "wants": ()}
-        z = formulas.capped(self.c.wide(self.x, where), p.softcap, p.temperature, xp=self.c.xp)
+        axes = None if p.z_loss else p.axes
+        z = formulas.capped(self.c.wide(self.x, where), p.softcap, p.temperature, axes, xp=self.c.xp)
         if not vectors:
             return self.c(operation, z, where, **plain)
         return self.c(operation, self.c(log_softmax, z, where, **plain), *vectors, where, **plain)
@@ -317,8 +318,8 @@ class _Row:
     def times_slope(self, v: Array) -> Array:
         """z′ v"""
         p, where = self.c.p, self.rows.where
-        slope, _ = formulas.capped_derivatives(self.c.wide(self.x, where), p.softcap, p.temperature, xp=self.c.xp)
-        return v if slope is None else slope * v
+        slope, _ = formulas.capped_derivatives(self.c.wide(self.x, where), p.softcap, xp=self.c.xp)
+        return formulas.over(v if slope is None else slope * v, p.temperature, xp=self.c.xp)
 
     def target_factors(self) -> tuple[Array | float, Array]:
         """t = weight · ((1 − ε) target + ε / K): ∂t/∂target and ∂t/∂weight"""
