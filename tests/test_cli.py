@@ -1,11 +1,16 @@
 """The commands: what they print, and the exit status a user's own CI would see."""
 
+import inspect
+import io
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+from calls import CALLS
 
+import xsoftmax
 from xsoftmax import functions
 from xsoftmax.backends import Status
 from xsoftmax.cli import main
@@ -31,10 +36,19 @@ def test_backends_say_what_to_install(capsys, monkeypatch):
     assert "cupy_cuda (where asked" in out
 
 
-@pytest.mark.parametrize("verb", ["softmax", "softmax_vjp", "cross_entropy_and_grad", "kl_divergence"])
-def test_explain(capsys, verb):
-    assert main(["explain", verb, "--backend", "numpy", "--shape", "4,10,3", "--dtype", "float16", "--axis", "1"]) == 0
-    assert verb in capsys.readouterr().out
+def has_axis(verb):
+    return "axis" in inspect.signature(getattr(xsoftmax, verb)).parameters
+
+
+@pytest.mark.parametrize("verb", CALLS)
+@pytest.mark.parametrize("shape", ["4,10,3", "5"])
+def test_explain(capsys, verb, shape):
+    options = ["--backend", "numpy", "--shape", shape, "--dtype", "float16"]
+    for axis in ("0", "-1") if has_axis(verb) else ("-1", str(shape.count(","))):
+        assert main(["explain", verb, *options, "--axis", axis]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"{verb}: ")
+        assert "float16, computed in" in out
 
 
 @pytest.mark.parametrize(
@@ -43,12 +57,31 @@ def test_explain(capsys, verb):
         (["explain", "hardmax"], "xsoftmax explain: verb is 'hardmax', expected a function of arrays"),
         (["explain", "softmax", "--backend", "abacus"], "xsoftmax explain: backend: name is 'abacus', expected"),
         (["explain", "softmax", "--backend", "array-api-strict", "--dtype", "float16"], "asarray: dtype is float16"),
-        (["explain", "softmax", "--axis", "2"], "axis"),
+        (
+            ["explain", "softmax", "--backend", "numpy", "--dtype", "half"],
+            "asarray: dtype is half, expected one of float16",
+        ),
+        (["explain", "softmax", "--backend", "numpy", "--dtype", ""], "asarray: dtype is '', expected one of float16"),
+        (["explain", "softmax", "--dtype", "complex64"], "softmax: x has dtype complex64, expected"),
+        (["explain", "softmax", "--axis", "2"], "softmax: axis is 2, expected values from -2 to 1 for x"),
+        (["explain", "cross_entropy", "--axis", "7"], "cross_entropy: axis is 7, expected values from -2 to 1"),
+        (
+            ["explain", "linear_cross_entropy", "--axis", "0"],
+            "explain: axis is 0, expected -1: classes of linear_cross",
+        ),
+        (["explain", "set_num_threads"], "verb is 'set_num_threads', expected one of cross_entropy, "),
+        (["explain", "backend"], "verb is 'backend', expected a function of arrays"),
+        (["explain", "softmax", "--shape", "0,10"], "softmax: nothing would run: the arrays are empty"),
+        (["explain", "cross_entropy", "--shape", "10,0"], "logits has shape (10, 0), expected at least one class"),
+        (["explain", "softmax", "--backend", "numpy", "--shape", "1000000,1000000,1000000"], "xsoftmax explain: "),
+        (["explain", "softmax", "--backend", "numpy", "--shape", f"{10**30}"], "xsoftmax explain: "),
+        (["explain", "linear_cross_entropy", "--backend", "numpy", "--shape", f"2,{10**15}"], "xsoftmax explain: "),
         (["verify", "--backend", "abacus"], "xsoftmax verify: backend: name is 'abacus', expected"),
         (["verify", "--backend", "numpy", "--verb", "hardmax"], "unknown verb 'hardmax'"),
         (["verify", "--backend", "numpy", "--dtype", "float8"], "unknown dtype 'float8'"),
         (["bench", "--contender", "abacus"], "bench: unknown contender 'abacus', expected one of numpy, "),
         (["bench", "--json", "nowhere/times.json"], "No such file or directory: 'nowhere/times.json'"),
+        (["bench", "--json", "."], "Is a directory: '.'"),
     ],
 )
 def test_what_cannot_run_is_status_2(capsys, arguments, message):
@@ -58,6 +91,112 @@ def test_what_cannot_run_is_status_2(capsys, arguments, message):
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert message in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["explain", "softmax", f"--shape={shape}"] for shape in ("", ",", "3,", "-3", "-3,4", "3.0", "x")),
+        *(["bench", f"--shape={shape}"] for shape in ("", "5", "0,1", "4,x")),
+        *(["bench", f"--repeats={number}"] for number in ("0", "-1", "x", "")),
+        *(["bench", f"--{option}={number}"] for option in ("pause", "memory") for number in ("-1", "nan", "inf", "x")),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith(f"xsoftmax {arguments[0]}: error: argument --")
+    assert "_" not in err.splitlines()[-1]  # no function's name
+
+
+WITH_NUMPY_ALONE = """
+import sys, xsoftmax.cli
+sys.modules["xsoftmax.backends"].NAMES = ("numpy",)
+sys.exit(xsoftmax.cli.main())
+"""
+
+
+def run(*arguments, **options):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} | options.pop("env", {})
+    command = [sys.executable, "-c", WITH_NUMPY_ALONE, *arguments]
+    return subprocess.run(command, stderr=subprocess.PIPE, env=environment, check=False, **options)
+
+
+ALL = [["backends"], ["explain", "softmax", "--backend", "numpy"], SMALL, [*SMALL, "--json"], ["bench", "--help"]]
+
+
+@pytest.mark.parametrize("arguments", ALL, ids=" ".join)
+def test_a_reader_who_has_gone(arguments):
+    """As `head` does; 141 is what shells make of a program that SIGPIPE ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        done = run(*arguments, stdout=stdout)
+    assert (done.returncode, done.stderr.strip()) == (141, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device here")
+@pytest.mark.parametrize("arguments", ALL, ids=" ".join)
+def test_a_full_device(arguments):
+    with open("/dev/full", "w") as full:
+        done = run(*arguments, stdout=full)
+    assert done.returncode == 2
+    assert done.stderr.strip() == b"xsoftmax: [Errno 28] No space left on device"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device here")
+def test_stderr_may_be_full_too():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "xsoftmax", "explain", "hardmax"]
+        assert subprocess.run(command, stderr=full, check=False).returncode == 2
+
+
+@pytest.mark.parametrize("arguments", ALL, ids=" ".join)
+def test_ascii(arguments):
+    done = run(*arguments, stdout=subprocess.PIPE, env={"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr.strip()) == (0, b"")
+    assert done.stdout.isascii()
+    assert b"?" not in done.stdout
+
+
+def test_marks_of_failures_in_ascii(monkeypatch):
+    right = functions.softmax
+    monkeypatch.setattr(functions, "softmax", lambda x, **options: _spoilt(right(x, **options), 1 + 2**-20))
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), "ascii"))
+    assert main(SMALL) == 1
+    out = sys.stdout.buffer.getvalue()
+    assert b"\nx softmax float32: " in out
+    assert b"... and " in out
+    assert b"| x " in out
+    assert out.endswith(b"off the contract\n")
+
+
+@pytest.mark.parametrize("arguments", [["backends"], SMALL, BENCH], ids=" ".join)
+def test_an_interrupt_is_status_130(capsys, monkeypatch, arguments):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    for name in (
+        "xsoftmax.cli.backends",
+        "xsoftmax.cli.Counter",
+        "xsoftmax.bench.measure.Group",
+        "xsoftmax.verify._run",
+    ):
+        monkeypatch.setattr(name, interrupt)
+    assert main(arguments) == 130
+    out, err = capsys.readouterr()
+    assert (out.strip(), "Traceback" in err) == ("", False)
+
+
+def test_too_much_memory_is_status_2(capsys):
+    big = ["--shape", f"{10**7},{10**7}", "--memory", "1e9", "--verb", "softmax", "--contender", "numpy"]
+    assert main(["bench", *big]) == 2
+    assert "xsoftmax bench: Unable to allocate " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_verify(capsys):

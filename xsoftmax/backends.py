@@ -108,7 +108,7 @@ class Backend:
         Raises
         ------
         TypeError
-            If `dtype` is a floating dtype that this backend lacks.
+            If `dtype` is no dtype, or a floating one that this backend lacks.
         NotImplementedError
             If `x` is larger than the library takes from memory (cubed).
         OverflowError
@@ -116,7 +116,7 @@ class Backend:
         """
         name = None if dtype is None else _dtype_name(dtype)
         if name is not None:
-            self._check_held(name, "dtype is")
+            self._check_held(name or "''", "dtype is")
         if _library_of(x) is not self._library or self._library.module == "numpy":
             x = self._fitted(_to_numpy(x), name)
         array = self._library.asarray(x, self.device)
@@ -154,7 +154,7 @@ class Backend:
         return self.xp.__array_namespace_info__().dtypes(device=device, kind=None)
 
     def _check_held(self, name: str, what: str) -> None:
-        if "float" in name and name not in self.dtypes():
+        if name not in self.dtypes() and ("float" in name or not re.match(r"bool|u?int|complex", name)):
             raise TypeError(
                 f"asarray: {what} {name}, expected one of {', '.join(self.dtypes())} on backend {self.name!r}"
             )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import dataclasses
 import inspect
+import io
 import json
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 FAILED = 1
 UNUSABLE = 2  # as argparse, for wrong usage
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+UNREAD = 141  # 128 + SIGPIPE
 
 
 class Unusable(Exception):
@@ -33,26 +38,77 @@ def _asked() -> Iterator[None]:
     """Errors within are about what was asked for, not ours."""
     try:
         yield
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise Unusable(error) from error
+    except (ImportError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise Unusable(_line(error)) from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0: fine, 1: a result is off, or nothing was compared or timed, 2: it could not run."""
+    """Run one command; 0: fine, 1: a result is off, or nothing was compared or timed, 2: it could not run.
+
+    And as shells have it, 130: interrupted, 141: whoever read the output has gone.
+    """
+    _spell_out()
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        status = UNREAD
+    except OSError as error:
+        status = _complain("", error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    _discard()
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
     except ModuleNotFoundError as error:
         if error.name not in ("rich", "mpmath", "ml_dtypes"):
             raise
-        print(
-            f'xsoftmax {options.command}: {error.name} is not installed; pip install "xsoftmax[cli]"', file=sys.stderr
-        )
-        return UNUSABLE
-    except Unusable as error:
-        print(f"xsoftmax {options.command}: {error}", file=sys.stderr)
-        return UNUSABLE
+        return _complain(options.command, f'{error.name} is not installed; pip install "xsoftmax[cli]"')
+    except (MemoryError, Unusable) as error:
+        return _complain(options.command, error)
     return status
+
+
+def _complain(command: str, what: BaseException | str) -> int:
+    line = what if isinstance(what, str) else _line(what)
+    with suppress(OSError):  # stderr may be full too
+        print(f"{f'xsoftmax {command}'.strip()}: {line}", file=sys.stderr)
+    return UNUSABLE
+
+
+_ASCII = {"✗": "x", "–": "-", "−": "-", "…": "..."}
+
+
+def _spell_out() -> None:
+    """Streams that lack a character get another one for it, not an error."""
+
+    def spelled(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        return "".join(_ASCII.get(c, "?") for c in error.object[error.start : error.end]), error.end
+
+    codecs.register_error("xsoftmax", spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="xsoftmax")
+
+
+def _discard() -> None:
+    """What stdout could not write, which Python would try again at its end."""
+    with suppress(OSError, ValueError):  # it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,9 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("explain", help="which implementation runs a call, and why the others do not")
     command.add_argument("verb", help="a public function, such as softmax or cross_entropy")
     command.add_argument("--backend", default="auto", metavar="NAME", help="default: %(default)s")
-    command.add_argument(
-        "--shape", type=_integers, default=(32, 10), metavar="N,C", help="of the logits; default: 32,10"
-    )
+    command.add_argument("--shape", type=_shape, default=(32, 10), metavar="N,C", help="of the logits; default: 32,10")
     command.add_argument("--dtype", default="float32", help="of the logits; default: %(default)s")
     command.add_argument("--axis", type=int, default=-1, help="default: %(default)s")
     command.set_defaults(run=_explain)
@@ -94,15 +148,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        shape = (-1,)
+    if min(shape) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} has to be sizes >= 0, such as 32,10")
+    return shape
 
 
 def _console(**options: Any) -> Any:
     from rich.console import Console
 
-    console = Console(**options)
-    return console if console.is_terminal else Console(width=120, **options)
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # to `main`; rich would exit
+
+    console = Plain(**options)
+    return console if console.is_terminal else Plain(width=120, **options)
 
 
 def _show_backends(options: argparse.Namespace) -> int:
@@ -132,26 +196,40 @@ def _explain(options: argparse.Namespace) -> int:
 
     with _asked():
         chosen = backend(options.backend)
-        names = _positional(getattr(xsoftmax, options.verb, None), options)
-        arrays = [_zeros(chosen, name, options) for name in names]
-        print(xsoftmax.explain(options.verb, *arrays, axis=options.axis))
+        parameters = _parameters(getattr(xsoftmax, options.verb, None), options.verb)
+        names = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
+        arrays = [_zeros(chosen, name, names, options) for name in names]
+        explanation = xsoftmax.explain(options.verb, *arrays, **_axis(parameters, options))
+    print(explanation)
     return 0
 
 
-def _positional(verb: Any, options: argparse.Namespace) -> list[str]:
-    parameters = inspect.signature(verb).parameters.values() if inspect.isfunction(verb) else ()
-    found = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
-    if not found:
-        raise ValueError(f"verb is {options.verb!r}, expected a function of arrays, such as softmax or cross_entropy")
-    return found
+def _axis(parameters: list[inspect.Parameter], options: argparse.Namespace) -> dict[str, int]:
+    if any(p.name == "axis" for p in parameters):
+        return {"axis": options.axis}
+    if options.axis not in (-1, len(options.shape) - 1):
+        raise ValueError(f"axis is {options.axis}, expected -1: classes of {options.verb} are on the last axis")
+    return {}
 
 
-def _zeros(chosen: Backend, name: str, options: argparse.Namespace) -> Any:
+def _parameters(verb: Any, name: str) -> list[inspect.Parameter]:
+    parameters = list(inspect.signature(verb).parameters.values()) if inspect.isfunction(verb) else []
+    if not parameters or parameters[0].kind is not inspect.Parameter.POSITIONAL_ONLY:
+        raise ValueError(f"verb is {name!r}, expected a function of arrays, such as softmax or cross_entropy")
+    return parameters
+
+
+_WIDTH = 4  # of the input of a linear loss
+
+
+def _zeros(chosen: Backend, name: str, names: list[str], options: argparse.Namespace) -> Any:
     import numpy
 
     shape, axis = options.shape, options.axis % len(options.shape)
     if name == "targets":
         return chosen.asarray(numpy.zeros(shape[:axis] + shape[axis + 1 :], "int32"))
+    if "linear_weight" in names:
+        shape = (*shape[:-1], _WIDTH) if name == "input" else (shape[-1], _WIDTH)
     return chosen.asarray(numpy.zeros(shape, "float32"), dtype=options.dtype)
 
 
@@ -257,7 +335,7 @@ def _bench(options: argparse.Namespace) -> int:
     with _asked():
         plan = Plan.of(options)
         if options.json:
-            options.json.touch()
+            options.json.open("a").close()
     for document in measure(plan, "this machine"):
         if options.json:
             options.json.write_text(json.dumps(document, indent=1, allow_nan=False))

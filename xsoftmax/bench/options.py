@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 
 VERBS = ("softmax", "log_softmax", "logsumexp", "cross_entropy", "cross_entropy_and_grad")
@@ -16,8 +17,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options with the names of Plan's fields."""
     add_choices(parser, DTYPES, "scipy, xsoftmax:numpy_numba")
     parser.add_argument("--threads", type=_positive, help="of every contender; default: the processors there are")
-    parser.add_argument("--memory", type=float, default=3.0, help="gigabytes of arrays; default: %(default)g")
-    parser.add_argument("--pause", type=float, default=5.0, help="milliseconds before each run; default: %(default)g")
+    parser.add_argument("--memory", type=_amount, default=3.0, help="gigabytes of arrays; default: %(default)g")
+    parser.add_argument("--pause", type=_amount, default=5.0, help="milliseconds before each run; default: %(default)g")
 
 
 def add_choices(parser: argparse.ArgumentParser, dtypes: Sequence[str], contenders: str) -> None:
@@ -32,14 +33,27 @@ def add_choices(parser: argparse.ArgumentParser, dtypes: Sequence[str], contende
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    shape = tuple(int(part) for part in text.split(","))
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        shape = ()
     if len(shape) < 2 or min(shape) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} has to be two or more sizes, such as 1000,10")
     return shape
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdecimal() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} has to be at least 1")
+    return number
+
+
+def _amount(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0.0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} has to be a finite number >= 0")
     return number
