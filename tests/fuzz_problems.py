@@ -33,6 +33,7 @@ SHARES = {
 }
 # What compiles for each shape anew is given these, by one problem in four.
 POOL = ((5,), (1, 1), (3, 4), (2, 33), (2, 3, 4))
+TRANSFORMED = 30  # elements at most under a temperature or cap, whose allowance takes the oracle long
 WITH_OUT = ("softmax", "log_softmax", "cross_entropy_grad", "cross_entropy_and_grad")
 POSITIONAL = {**BY_POSITION, LINEAR[1]: BY_POSITION[LINEAR[0]]}
 
@@ -160,9 +161,10 @@ def _frame(rng, head: Head, *, several: bool = False, most: int = 300, empty: bo
     left = 10.0 ** rng.uniform(0, math.log10(most))
     axis = -1 if rng.random() < 0.5 else int(rng.integers(-ndim, 0))
     classes = _classes(rng, left)
+    left /= classes
     sizes = []
     for _ in range(ndim - 1):
-        sizes.append(int(rng.integers(1, max(1, min(9, int(left / classes ** (len(sizes) == 0)))) + 1)))
+        sizes.append(int(rng.integers(1, max(1, min(9, int(left))) + 1)))
         left /= sizes[-1]
     sizes.insert(ndim + axis, classes)
     if empty and rng.random() < 0.03:
@@ -190,10 +192,10 @@ def _classes(rng, left: float) -> int:
 
 
 def _softmax(rng, head: Head) -> Problem:
-    frame = _frame(rng, head, several=True)
+    kind = rng.random()
+    frame = _frame(rng, head, several=True, most=TRANSFORMED if 0.6 <= kind < 0.8 else 300)
     x = frame.join(logits(rng, head.dtype, frame.rows, frame.classes))
     options: dict[str, Any] = {"axis": frame.axis}
-    kind = rng.random()
     if kind < 0.6:
         verbs: tuple[str, ...] = VERBS["softmax"]
     elif kind < 0.8:
@@ -205,7 +207,7 @@ def _softmax(rng, head: Head) -> Problem:
             options["keepdims"] = bool(rng.random() < 0.5)
         if rng.random() < 0.5:
             options["return_sign"] = bool(rng.random() < 0.7)
-        if rng.random() < 0.7:
+        if rng.random() < 0.7 and x.size:
             x, options["b"], options["axis"] = _factors(rng, head, frame, x)
     if rng.random() < 0.3:
         whole = np.broadcast_shapes(x.shape, np.shape(options.get("b", 0)))
@@ -268,13 +270,15 @@ def _product(rng, head: Head) -> Problem:
 
 
 def _loss(rng, head: Head) -> Problem:
-    frame = _frame(rng, head)
+    transforms = _transforms(rng)
+    frame = _frame(rng, head, most=TRANSFORMED if transforms else 300)
     x = logits(rng, head.dtype, frame.rows, frame.classes)
     v = vectors(rng, _like(rng, head), frame.rows, frame.classes)
     arrays = {"logits": frame.join(x), "v": frame.join(v)}
     problem = Problem(head, _some(rng, VERBS["cross_entropy"], most=3), arrays, {"axis": frame.axis})
     _add_targets(rng, problem, frame, x)
     _add_loss_options(rng, problem, frame)
+    problem.options |= transforms
     _into(rng, problem, arrays["logits"])
     return problem
 
@@ -328,6 +332,7 @@ def _linear(rng, head: Head) -> Problem:
     z = arrays["input"].astype(np.float64) @ arrays["linear_weight"].astype(np.float64).T
     _add_targets(rng, problem, frame, z)
     _add_loss_options(rng, problem, frame)
+    options |= _transforms(rng) if classes < TRANSFORMED else {}
     del options["axis"]
     return problem
 
@@ -357,9 +362,18 @@ def _temperature(rng) -> float:
     return float(rng.choice([5e-324, 1e-310, 1e-300, 1e-45, 1e-38, 1e30, 2.0**1000, 1.7e308]))
 
 
+def _transforms(rng) -> dict[str, float]:
+    options = {}
+    if rng.random() < 0.1:
+        options["temperature"] = _temperature(rng)
+    if rng.random() < 0.06:
+        options["softcap"] = float(rng.choice([30.0, 1.0, 50.0, 0.125, 300.0, 1e4]))
+    return options
+
+
 def _mask(rng, frame: _Frame) -> np.ndarray:
     kept = rng.random((frame.rows, frame.classes)) < rng.choice([0.3, 0.8, 0.95])
-    if rng.random() < 0.3 and frame.rows:
+    if rng.random() < 0.3 and kept.size:
         kept[rng.integers(frame.rows)] = False
     return _narrowed(rng, frame.join(kept))
 
@@ -407,7 +421,8 @@ def _add_loss_options(rng, problem: Problem, frame: _Frame, of_logits: bool = Tr
     often = float(rng.choice([0.0, 0.1, 0.3, 0.5]))
     options["reduction"] = str(rng.choice(["none", "sum", "mean"]))
 
-    kind = str(rng.choice([problem.head.dtype if problem.head.dtype != "integer" else "float32", "float32", "float16"]))
+    own = problem.head.dtype if problem.head.dtype != "integer" else "float32"
+    kind = str(rng.choice([own, "float32", "float16"], p=[0.7, 0.2, 0.1]))
     if _happens(rng, often):
         options["sample_weight"] = frame.of_rows(
             rng.choice([0.0, -0.0, *FRACTIONS], frame.rows).astype(numpy_dtype(kind))
@@ -417,7 +432,7 @@ def _add_loss_options(rng, problem: Problem, frame: _Frame, of_logits: bool = Tr
         options["label_smoothing"] = float(rng.choice([0.1, 0.25, 0.5, 0.9, 1e-3, 1.0]))
     if _happens(rng, often):
         weight = rng.choice([0.0, *FRACTIONS], frame.classes)
-        if options.get("label_smoothing", 0.0) == 0 and rng.random() < 0.5:
+        if options.get("label_smoothing", 0.0) == 0 and frame.classes and rng.random() < 0.5:
             by_class = Rows.of(frame.shape, frame.axis)
             named = np.zeros(frame.classes, bool)
             if is_labels:
@@ -429,10 +444,6 @@ def _add_loss_options(rng, problem: Problem, frame: _Frame, of_logits: bool = Tr
     if of_logits:
         if _happens(rng, often):
             options["where"] = _mask(rng, frame)
-        if _happens(rng, often / 2):
-            options["temperature"] = _temperature(rng)
-        if _happens(rng, often / 2):
-            options["softcap"] = float(rng.choice([30.0, 1.0, 50.0, 0.125, 300.0, 1e4]))
         if _happens(rng, often):
             options["z_loss"] = float(rng.choice([1e-4, 0.01, 0.5, 2.0]))
     if is_labels and _happens(rng, often) and targets.size:

@@ -70,6 +70,14 @@ def working_bits(x: np.ndarray, counts: np.ndarray, transform: Transform = IDENT
     return int(bits + max(0.0, math.log2(largest or 1) - math.log2(transform.temperature)))
 
 
+def exp(a):
+    """e^a; a large power goes by one of 2, or mpmath would raise e to it."""
+    if not a < -1000 or MP.isinf(a):
+        return MP.exp(a)
+    k = int(MP.floor(a / MP.ln2))
+    return MP.ldexp(MP.exp(a - k * MP.ln2), k)
+
+
 @dataclass(frozen=True)
 class State:
     """The row's maximum, log Σ e^(z − m), logsumexp, probabilities and −log probabilities of its distinct logits."""
@@ -93,7 +101,7 @@ def state(z: Sequence, counts: Sequence[int]) -> State:
     m = max(z, default=-INF)
     if MP.isinf(m):
         return State(m, NAN, m, undefined, undefined)
-    w = [MP.exp(a - m) for a in z]
+    w = [exp(a - m) for a in z]
     total = MP.fsum(n * a for n, a in zip(counts, w, strict=True))
     log_w = MP.log(total)
     return State(m, log_w, m + log_w, [a / total for a in w], [log_w + (m - a) for a in z])

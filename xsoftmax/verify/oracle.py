@@ -13,7 +13,7 @@ import numpy as np
 from .exact import Exact, Later, Total
 from .formats import MP, promoted
 from .loss_problem import LossProblem, Reduction
-from .mathematics import INF, NAN, ONE, ZERO, Transform, loss_row, sensitivities, state, working_bits
+from .mathematics import INF, NAN, ONE, ZERO, Transform, exp, loss_row, sensitivities, state, working_bits
 from .rows import Rows, as_float64, distinct, row_mask
 
 HALF = ("float16", "bfloat16")
@@ -153,7 +153,7 @@ def _signed_sum(levels, weights, counts) -> tuple:
     with MP.workprec(1024):
         m = MP.mpf(float(levels.max()))
         terms = [
-            n * MP.mpf(b) * MP.exp(MP.mpf(a) - m)
+            n * MP.mpf(b) * exp(MP.mpf(a) - m)
             for a, b, n in zip(levels.tolist(), weights.tolist(), counts.tolist(), strict=True)
         ]
         total = MP.fsum(terms)
@@ -237,12 +237,14 @@ def _log_softmax_product(verb, log_y, v, counts) -> list[tuple]:
 
     Where several classes have more than half, y is no probability: then |v_i| (1 − y_i) is |v_i| (1 + y_i) in the unit.
     """
-    y, not_y = [MP.exp(a) for a in log_y], [-MP.expm1(a) for a in log_y]
+    y, not_y = [exp(a) for a in log_y], [-MP.expm1(a) if a > -1 else 1 - exp(a) for a in log_y]
     vjp = verb == "log_softmax_vjp"
     terms = v if vjp else [a * b for a, b in zip(y, v, strict=True)]
     total = MP.fsum(n * t for n, t in zip(counts, terms, strict=True))
     total_abs = MP.fsum(n * abs(t) for n, t in zip(counts, terms, strict=True))
     alone = sum(n for n, a in zip(counts, y, strict=True) if a > 0.5) <= 1
+    # what multiplies y, and so its rounding where it is subnormal
+    lost = MP.fsum(n * (1 + abs(b)) for n, b in zip(counts, v, strict=True))
     results: list[tuple] = []
     for i, (a, b) in enumerate(zip(y, v, strict=True)):
         others, others_abs, factor = total - terms[i], total_abs - abs(terms[i]), a if vjp else ONE
@@ -251,7 +253,7 @@ def _log_softmax_product(verb, log_y, v, counts) -> list[tuple]:
             others = MP.fsum(n * t for n, t in zip(left, terms, strict=True))
             others_abs = MP.fsum(n * abs(t) for n, t in zip(left, terms, strict=True))
         unit = abs(b) * (abs(not_y[i]) if alone else 1 + a) + factor * others_abs
-        results.append((b * not_y[i] - factor * others, unit, {}))
+        results.append((b * not_y[i] - factor * others, unit, {"underflowing sums": lost}))
     return results
 
 
