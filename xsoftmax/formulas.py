@@ -176,14 +176,20 @@ def softmax(x: Array, axes: Axes, *, xp: Any) -> Array:
 
 
 def softmax_product(y: Array, v: Array, axes: Axes, *, xp: Any) -> Array:
-    """Σ_j y_i (δ_ij − y_j) v_j = y_i (v_i − Σ_j y_j v_j); the Jacobian is symmetric, so this is vjp and jvp in one.
+    """Σ_j y_i (δ_ij − y_j) v_j = y_i (v_i − Σ_j y_j v_j); the Jacobian is symmetric, so this is vjp and jvp in one."""
+    return y * centred(y, v, axes, xp=xp)
+
+
+def centred(y: Array, v: Array, axes: Axes, *, xp: Any) -> Array:
+    """v_i − Σ_j y_j v_j.
 
     v is taken relative to the class that has more than half of y, whose own entry would otherwise cancel; this needs
-    Σ y = 1, but for rounding.
+    Σ y = 1, but for rounding. That class's own 0 is none of a difference, so that the transpose cancels nothing either.
     """
-    pivot = total(xp.where(_majority(y, axes, xp=xp), v, xp.zeros_like(v)), axes, xp=xp)
-    v = v - xp.where(_sums_to_one(total(y, axes, xp=xp), xp=xp), pivot, xp.zeros_like(pivot))
-    return y * (v - total(y * v, axes, xp=xp))
+    top = _majority(y, axes, xp=xp) & _sums_to_one(total(y, axes, xp=xp), xp=xp)
+    zeros = xp.zeros_like(v)
+    d = xp.where(top, zeros, v - total(xp.where(top, v, zeros), axes, xp=xp))
+    return d - total(y * d, axes, xp=xp)
 
 
 def softmax_jacobian(y: Array, *, xp: Any) -> Array:

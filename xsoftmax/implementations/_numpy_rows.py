@@ -141,7 +141,9 @@ class Operations:
         weight = None if given.weight is None else np.ascontiguousarray(given.weight, np.float64).reshape(-1)
         plain_targets = dense is not None and _alike(x, dense) and not p.label_smoothing and weight is None
         readable = by_label or plain_targets
-        parts = views([x, _spread(given.where, x), dense, grad], p.axes) or []
+        parts = views([x, _spread(given.where, x), dense, grad], p.axes)
+        if parts is None:
+            return run("cross_entropy", p, x, targets, given, xp=xp, after=self.name)
 
         def plain(x: Array, where: None, t: Array | None, grad: Array | None, *by_row: Array | None) -> None:
             for i in range(len(x)):

@@ -102,7 +102,7 @@ def _softmax_jacobian_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# log_softmax and logsumexp; the formulas of log_softmax_vjp and log_softmax_jvp are their own rules
+# log_softmax and logsumexp; the formulas of log_softmax_vjp and log_softmax_jvp are their own rules, transposed too
 
 
 def log_softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
@@ -116,10 +116,10 @@ def _log_softmax(call: _Call, x: Array, where: Array | None) -> Array:
 
 @_log_softmax.defjvp
 def _log_softmax_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
-    """d log y = dz − Σ y dz"""
+    """d log y = dz − Σ y dz; y from x, since log y is rounded: by 30 ulp of y at −60"""
     (x, where), (dx, _) = primals, tangents
-    log_y = _log_softmax(call, x, where)
-    return log_y, call.behind("log_softmax_jvp", log_y, _dz(call, x, dx), where)
+    d = formulas.centred(_softmax(call, x, where), _dz(call, x, dx), call.problem.axes, xp=jnp)
+    return _log_softmax(call, x, where), _masked(d, where, 0.0)
 
 
 def logsumexp(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:

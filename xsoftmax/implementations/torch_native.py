@@ -54,13 +54,13 @@ class _Call:
 class _Rule:
     """Derivatives of an operation: `vjp(call, kept, cotangents)` of the arrays, `jvp(call, kept, tangents)` of results.
 
-    `kept` are the arrays, the first one replaced by the result where `keeps_result`.
+    `kept` are the arrays, the first one replaced by the result where `keeps_result` is true of the problem.
     """
 
     operation: str
     vjp: Callable[[_Call, list[Any], Arrays], Arrays]
     jvp: Callable[[_Call, list[Any], Arrays], Any]
-    keeps_result: bool = False
+    keeps_result: Callable[[Problem], bool] = lambda p: False
     constant_results: tuple[int, ...] = ()
     arguments: Callable[..., tuple[Any, ...]] = lambda *arrays: arrays
 
@@ -79,7 +79,7 @@ class _Ruled(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.rule, ctx.call, *kept = inputs
-        if ctx.rule.keeps_result:
+        if ctx.rule.keeps_result(ctx.call.p):
             kept[0] = output
         ctx.constants = [None if isinstance(a, torch.Tensor) else a for a in kept]
         tensors = [a if isinstance(a, torch.Tensor) else None for a in kept]
@@ -158,7 +158,7 @@ def _product_rule(operation: str, transposed: Callable[[], _Rule], back: Any, fo
         if u is None:
             return None, None, None
         a, v = _settled(c.p, a, u, where), _settled(c.p, v, u, where)
-        da = c.narrow(back(c, *(c.wide(x, where) for x in (a, v, u))), where) if c.needs[0] else None
+        da = _masked(back(c, *(c.wide(x, where) for x in (a, v, u))), where).to(a.dtype) if c.needs[0] else None
         return da, c(transposed(), a, u, where) if c.needs[1] else None, None
 
     def jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Array | None:
@@ -196,26 +196,57 @@ log_softmax_jvp: _Rule = _product_rule(
 # softmax, log_softmax, logsumexp
 
 
-def _normaliser_rule(operation: str, back: _Rule, forth: _Rule) -> _Rule:
-    def vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
-        (y, where), (u,) = kept, cotangents
-        return None if u is None else _tempered(c, back, _settled(c.p, y, u, where), u, where), None
-
-    def jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Array | None:
-        (y, where), (dx, _) = kept, tangents
-        return None if dx is None else _tempered(c, forth, y, dx, where)
-
-    return _Rule(operation, vjp, jvp, keeps_result=True)
+def _is_exact(p: Problem) -> bool:
+    """Whether results have the digits that were computed, for a rule to use."""
+    return p.result == p.compute
 
 
-def _tempered(c: _Call, product: _Rule, y: Array, v: Array, where: Array | None) -> Array:
-    if isinstance(c.p.temperature, float) and c.p.temperature == 1.0:
-        return c(product, y, v, where)
-    return c.narrow(c(product, y, v, where, temperature=1.0, result=c.p.compute) / c.p.temperature)
+def _is_plain(p: Problem) -> bool:
+    return isinstance(p.temperature, float) and p.temperature == 1.0
 
 
-softmax = _normaliser_rule("softmax", softmax_product, softmax_product)
-log_softmax = _normaliser_rule("log_softmax", log_softmax_vjp, log_softmax_jvp)
+def _probabilities(c: _Call, x: Array, where: Array | None) -> Array:
+    """softmax(x), in the compute dtype"""
+    return c(softmax, c.wide(x, where), where, dtype=c.p.compute, result=c.p.compute)
+
+
+def _softmax_product(c: _Call, a: Array, v: Array, where: Array | None) -> Array:
+    """`a` is y, or x where y is rounded."""
+    y = a if _is_exact(c.p) else _probabilities(c, a, where)
+    if _is_plain(c.p):
+        return c(softmax_product, y, v, where)
+    return c.narrow(c(softmax_product, y, v, where, temperature=1.0, result=c.p.compute) / c.p.temperature)
+
+
+def _softmax_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
+    (a, where), (u,) = kept, cotangents
+    return None if u is None else _softmax_product(c, _settled(c.p, a, u, where), u, where), None
+
+
+def _softmax_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Array | None:
+    (a, where), (dx, _) = kept, tangents
+    return None if dx is None else _softmax_product(c, a, dx, where)
+
+
+def _log_softmax_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
+    """u − y Σ u, minus the gradient of Σ u (logsumexp(x) − x)"""
+    (x, where), (u,) = kept, cotangents
+    if u is None:
+        return None, None
+    of_loss = {"labels": False, "class_weighted": False, "label_smoothing": 0.0, "z_loss": 0.0, "wants": ("grad",)}
+    return -c(cross_entropy, _settled(c.p, x, u, where), u, Rows(where), **of_loss)[1], None
+
+
+def _log_softmax_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Array | None:
+    (x, where), (dx, _) = kept, tangents
+    if dx is None:
+        return None
+    d = formulas.centred(_probabilities(c, x, where), c.wide(dx, where), c.p.axes, xp=c.xp)
+    return c.narrow(d if _is_plain(c.p) else d / c.p.temperature, where)
+
+
+softmax: _Rule = _Rule("softmax", _softmax_vjp, _softmax_jvp, keeps_result=_is_exact)
+log_softmax = _Rule("log_softmax", _log_softmax_vjp, _log_softmax_jvp)
 
 
 def _logsumexp_gradient(c: _Call, x: Array, where: Array | None) -> Array:
@@ -297,15 +328,22 @@ class _Row:
         p, rows = replace(self.c.p, wants=(), result=result), self.rows._replace(scale=None)
         return self.c.run("cross_entropy_hvp", p, self.x, self.targets, rows, v, xp=self.c.xp)
 
-    def of_z(self, operation: Callable[..., Array], *vectors: Array) -> Array:
-        """An operation on z, or a product at log_softmax(z)."""
+    def of_z(self, operation: Callable[..., Array]) -> Array:
         p, where = self.c.p, self.rows.where
         plain = {"dtype": p.compute, "result": p.compute, "temperature": 1.0, "softcap": None, "wants": ()}
         axes = None if p.z_loss else p.axes
         z = formulas.capped(self.c.wide(self.x, where), p.softcap, p.temperature, axes, xp=self.c.xp)
-        if not vectors:
-            return self.c(operation, z, where, **plain)
-        return self.c(operation, self.c(log_softmax, z, where, **plain), *vectors, where, **plain)
+        return self.c(operation, z, where, **plain)
+
+    def centred(self, v: Array) -> Array:
+        """v − Σ y v"""
+        return _masked(formulas.centred(self.of_z(softmax), v, self.c.p.axes, xp=self.c.xp), self.rows.where)
+
+    def gradient_at(self, t: Array) -> Array:
+        """∂L/∂z for targets t alone: y Σ t − t"""
+        y, axes, xp = self.of_z(softmax), self.c.p.axes, self.c.xp
+        not_y = formulas.complement(y, axes, xp=xp)
+        return _masked(formulas.cross_entropy_grad(y, not_y, t, 0.0, y, axes, xp=xp), self.rows.where)
 
     def log_normaliser(self) -> Array:
         """logsumexp(z), 0 where nothing is kept"""
@@ -389,7 +427,7 @@ def _gradient_back(c: _Call, kept: list[Any], u: Array) -> Arrays:
     dx = row.hessian_product(scaled, c.p.dtype) if c.needs[0] else None
     dtargets = dweight = dscale = dzeta = None
     if c.needs[1] or c.needs[3]:
-        dtargets, dweight = row.back_from_t(1.0, -row.of_z(log_softmax_jvp, row.times_slope(scaled)))
+        dtargets, dweight = row.back_from_t(1.0, -row.centred(row.times_slope(scaled)))
     if c.needs[4]:
         dscale = c.sum(u * row.gradient(None, c.p.compute)).sum_to_size(scale.shape)
     if c.needs[5]:
@@ -423,7 +461,7 @@ def _gradient_forth(row: _Row, tangents: Arrays) -> Array | None:
     dt = row.forth_to_t(dtargets, dweight)
     parts = [
         None if dx is None else row.hessian_product(c.wide(dx, row.rows.where), c.p.compute),
-        None if dt is None else -row.times_slope(row.of_z(log_softmax_vjp, dt)),
+        None if dt is None else row.times_slope(row.gradient_at(dt)),
         None if dzeta is None else row.times_slope(2.0 * row.log_normaliser() * row.of_z(softmax)) * dzeta,
     ]
     if (total := _total(*parts)) is not None and scale is not None:
