@@ -62,7 +62,7 @@ def normalise(
 
     def read(at: _Place) -> Array:
         z = at.of(x)
-        return _read(array_api.logits(p, z, at.of(where), np) if has_options else z)
+        return _read(array_api.logits(p, z, at.of(where), None, np) if has_options else z)
 
     def own(at: _Place) -> Any:
         return run("class_state", plain, read(at), None, Rows(), _part(at, classes), xp=np)
