@@ -86,7 +86,8 @@ def constant(x: Any, xp: Any) -> Any:
     """`x`, of which no derivative is taken."""
     library = library_of(xp)
     if library == "torch":
-        return x.detach()
+        recorded = x.requires_grad or import_module("torch").autograd.forward_ad._current_level >= 0
+        return x.detach() if recorded else x  # a batch of cotangents can't be detached
     return import_module("jax").lax.stop_gradient(x) if library == "jax" else x
 
 
