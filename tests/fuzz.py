@@ -351,6 +351,7 @@ def _run(options: argparse.Namespace, chosen: tuple) -> Report:
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
         bar = progress.add_task("problems", total=options.problems, failed=0)
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt))  # tells what was found so far
         for part in _parts(stack, tasks, options.jobs):
             report.merge(part)
             progress.update(bar, completed=report.calls.total(), failed=len(report.failures))

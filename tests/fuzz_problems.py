@@ -34,6 +34,7 @@ SHARES = {
 # What compiles for each shape anew is given these, by one problem in four.
 POOL = ((5,), (1, 1), (3, 4), (2, 33), (2, 3, 4))
 TRANSFORMED = 30  # elements at most under a temperature or cap, whose allowance takes the oracle long
+ORDINARY = 1e-6  # temperatures below make logits overflow
 WITH_OUT = ("softmax", "log_softmax", "cross_entropy_grad", "cross_entropy_and_grad")
 POSITIONAL = {**BY_POSITION, LINEAR[1]: BY_POSITION[LINEAR[0]]}
 
@@ -278,6 +279,8 @@ def _loss(rng, head: Head) -> Problem:
     problem = Problem(head, _some(rng, VERBS["cross_entropy"], most=3), arrays, {"axis": frame.axis})
     _add_targets(rng, problem, frame, x)
     _add_loss_options(rng, problem, frame)
+    if transforms.get("temperature", 1.0) < ORDINARY:
+        problem.options.pop("z_loss", None)  # its logsumexp would be infinite
     problem.options |= transforms
     _into(rng, problem, arrays["logits"])
     return problem
@@ -332,7 +335,9 @@ def _linear(rng, head: Head) -> Problem:
     z = arrays["input"].astype(np.float64) @ arrays["linear_weight"].astype(np.float64).T
     _add_targets(rng, problem, frame, z)
     _add_loss_options(rng, problem, frame)
-    options |= _transforms(rng) if classes < TRANSFORMED else {}
+    transforms = _transforms(rng) if classes < TRANSFORMED else {}
+    if transforms.get("temperature", 1.0) >= ORDINARY:  # parts of rows are not relative to the maximum of the whole
+        options |= transforms
     del options["axis"]
     return problem
 

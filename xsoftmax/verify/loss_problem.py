@@ -58,6 +58,8 @@ class LossProblem:
         with MP.workprec(400):
             self.denominator = MP.fsum(MP.mpf(s) * MP.mpf(w) for s, w in self._pairs(counted, class_weight))
             self.z_denominator = MP.fsum(MP.mpf(s) for s, _ in self._pairs(counted, class_weight))
+        if reduction == "mean" and not self.denominator:  # a mean of nothing is nan, and its gradient 0
+            self.present = self.present & self.bad
 
     def weighted(self) -> np.ndarray:
         """Targets times class weights; 0 outweighs any."""
@@ -82,8 +84,6 @@ class LossProblem:
         s = MP.mpf(float(self.sample_weight[i]))
         if self.reduction != "mean":
             return s, s * self.z_loss
-        if not self.denominator:  # of rows that all weigh nothing
-            return ZERO, ZERO
         return s / self.denominator, s * self.z_loss / self.z_denominator
 
     def gradient_total(self, exact, coefs, counts, weight) -> Total | None:

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from .exact import Exact, Later, Total
+from .exact import Exact, Later, Total, amount
 from .formats import MP, promoted
 from .loss_problem import LossProblem, Reduction
 from .mathematics import INF, NAN, ONE, ZERO, Transform, exp, loss_row, sensitivities, state, working_bits
@@ -177,7 +177,7 @@ def _jacobian(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, .
         with MP.workprec(2200):
             p = [MP.mpf(a) for a in levels.tolist()]
             total = MP.fsum(n * a for n, a in zip(counts.tolist(), p, strict=True))
-            pairs = np.array([[result.add(-a * b) for b in p] for a in p])
+            pairs = np.array([[result.add(-a * b) for b in p] for a in p]).reshape(len(p), len(p))
             # 1 − y_i, or the sum of the others where that cancels
             diagonal = np.array(
                 [result.add(a * (1 - a), a * abs(total - a), **{"off the simplex": a * abs(1 - total)}) for a in p]
@@ -354,16 +354,22 @@ def _product(grad: Exact, index: np.ndarray, other: np.ndarray, shape: tuple[int
     with MP.workprec(400):
         for codes in index.tolist():
             row, units = [grad.values[code] for code in codes], [grad.units[code] for code in codes]
-            slack = [grad.slack[code].get("underflowing sums", ZERO) for code in codes]
+            slack = [grad.slack[code] for code in codes]
             for column in columns:
                 size = [abs(a) for a in column]
                 result.add(
                     MP.fsum(g * a for g, a in zip(row, column, strict=True)),
                     len(codes) * MP.fsum(u * a for u, a in zip(units, size, strict=True)),
-                    **{"underflowing sums": MP.fsum(s * a for s, a in zip(slack, size, strict=True))},
+                    **{name: partial(_allowed, name, slack, size) for name in {name for one in slack for name in one}},
                 )
     result.index = np.arange(len(result.values)).reshape(shape or (len(index), len(columns)))
     return result
+
+
+def _allowed(name: str, slack: list[dict], sizes: list):
+    """Σ of an allowance times what it is multiplied by."""
+    with MP.workprec(400):
+        return MP.fsum(amount(one.get(name, ZERO)) * a for one, a in zip(slack, sizes, strict=True))
 
 
 def _from_probs(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
