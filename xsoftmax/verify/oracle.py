@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from .exact import Exact, Later, Total, amount
-from .formats import MP, promoted
+from .formats import FORMATS, MP, promoted
 from .loss_problem import LossProblem, Reduction
 from .mathematics import INF, NAN, ONE, ZERO, Transform, exp, loss_row, sensitivities, state, working_bits
 from .rows import Rows, as_float64, distinct, row_mask
@@ -351,9 +351,12 @@ def _product(grad: Exact, index: np.ndarray, other: np.ndarray, shape: tuple[int
     """g @ other in units of n Σ |terms|: sums of n terms in any order are off by half an ulp of these at most."""
     result = Exact("linear_gradient", other.dtype.name)
     columns = [[MP.mpf(a) for a in column] for column in as_float64(other).T.tolist()]
+    # a subnormal g is off by as much as the smallest normal one
+    tiny = FORMATS["float32" if other.dtype.name in HALF else other.dtype.name].tiny
     with MP.workprec(400):
         for codes in index.tolist():
-            row, units = [grad.values[code] for code in codes], [grad.units[code] for code in codes]
+            row = [grad.values[code] for code in codes]
+            units = [max(grad.units[code], tiny) if g else g for g, code in zip(row, codes, strict=True)]
             slack = [grad.slack[code] for code in codes]
             for column in columns:
                 size = [abs(a) for a in column]
