@@ -25,7 +25,6 @@ __all__ = [
 ]
 
 
-@one_node
 def softmax(
     x: Array,
     /,
@@ -89,15 +88,13 @@ def softmax(
     >>> xs.softmax(np.array([1000.0, 1000.0]))  # exp(1000) overflows; this does not
     array([0.5, 0.5])
     """
-    if where is None and type(temperature) is float and temperature == 1.0:
-        function = quick("softmax", x, axis)
-        if function is not None and (y := function(x, out)) is not None:
-            return y
-    given = on_logits("softmax", x, axis=axis, where=where, temperature=temperature, out=out)
-    return written(together(_rows, given, "softmax", out), out)
+    function = quick("softmax", x, axis)
+    usual = function is not None and where is None and type(temperature) is float and temperature == 1.0
+    if usual and (y := function(x, out)) is not None:
+        return y
+    return _like_logits(x, "softmax", axis=axis, where=where, temperature=temperature, out=out)
 
 
-@one_node
 def log_softmax(
     x: Array,
     /,
@@ -145,15 +142,19 @@ def log_softmax(
     >>> xs.log_softmax(np.array([40.0, 0.0]))  # the first: -log1p(exp(-40))
     array([-4.24835426e-18, -4.00000000e+01])
     """
-    if where is None and type(temperature) is float and temperature == 1.0:
-        function = quick("log_softmax", x, axis)
-        if function is not None and (y := function(x, out)) is not None:
-            return y
-    given = on_logits("log_softmax", x, axis=axis, where=where, temperature=temperature, out=out)
-    return written(together(_rows, given, "log_softmax", out), out)
+    function = quick("log_softmax", x, axis)
+    usual = function is not None and where is None and type(temperature) is float and temperature == 1.0
+    if usual and (y := function(x, out)) is not None:
+        return y
+    return _like_logits(x, "log_softmax", axis=axis, where=where, temperature=temperature, out=out)
 
 
 @one_node
+def _like_logits(x: Array, verb: str, *, out: Array | None, **options: Any) -> Array:
+    given = on_logits(verb, x, out=out, **options)
+    return written(together(_rows, given, verb, out), out)
+
+
 def logsumexp(
     x: Array,
     /,
@@ -216,10 +217,16 @@ def logsumexp(
     >>> xs.logsumexp(np.array([[1.0, 2.0], [3.0, 3.0]]), b=np.array([1.0, -1.0]), return_sign=True)
     (array([1.54132485,       -inf]), array([-1.,  0.]))
     """
-    if b is None and where is None and keepdims is False and return_sign is False:
-        function = quick("logsumexp", x, axis)
-        if function is not None:
-            return function(x)
+    function = quick("logsumexp", x, axis)
+    if function is not None and b is None and where is None and keepdims is False and return_sign is False:
+        return function(x)
+    return _any_logsumexp(x, axis, b, where, keepdims, return_sign)
+
+
+@one_node
+def _any_logsumexp(
+    x: Array, axis: Axis, b: Array | None, where: Array | None, keepdims: bool, return_sign: bool
+) -> Array | tuple[Array, Array]:
     keepdims = checks.flag("logsumexp", "keepdims", keepdims)
     return_sign = checks.flag("logsumexp", "return_sign", return_sign)
     given = on_logits("logsumexp", x, axis=axis, b=b, where=where)

@@ -40,7 +40,6 @@ class GradAndHessianDiag(NamedTuple):
     hessian_diag: Array
 
 
-@one_node
 def cross_entropy(
     logits: Array,
     targets: Array,
@@ -130,16 +129,22 @@ def cross_entropy(
     >>> xs.cross_entropy(logits, np.array([1, -100]), ignore_index=-100).round(12)
     np.float64(0.479010696748)
     """
-    absent = (where, weight, sample_weight, ignore_index, softcap)
-    if _are_usual(absent, label_smoothing, temperature, z_loss, reduction):
-        function = quick("cross_entropy", logits, axis)
-        if function is not None and (mean := function(logits, targets)) is not None:
+    function = quick("cross_entropy", logits, axis)
+    if function is not None:
+        absent = (where, weight, sample_weight, ignore_index, softcap)
+        usual = _are_usual(absent, label_smoothing, temperature, z_loss, reduction)
+        if usual and (mean := function(logits, targets)) is not None:
             return mean
-    given = on_loss(
-        "cross_entropy", logits, targets, axis, where, weight, sample_weight, ignore_index,
-        label_smoothing, temperature, softcap, z_loss, reduction, wants=("loss",)
+    return _any_cross_entropy(
+        logits, targets, axis, where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap,
+        z_loss, reduction
     )  # fmt: skip
-    return together(_cross_entropy, given, reduction)
+
+
+@one_node
+def _any_cross_entropy(*arguments: Any) -> Array:
+    given = on_loss("cross_entropy", *arguments, wants=("loss",))
+    return together(_cross_entropy, given, arguments[-1])
 
 
 def _cross_entropy(given: GivenLoss, reduction: str, *, run: Any) -> Array:
@@ -217,7 +222,6 @@ def _cross_entropy_grad(given: GivenLoss, reduction: str, out: Array | None, *, 
     return written(grad, out)
 
 
-@one_node
 def cross_entropy_and_grad(
     logits: Array,
     targets: Array,
@@ -263,16 +267,22 @@ def cross_entropy_and_grad(
     >>> loss.round(12), grad
     (np.float64(0.126928011043), array([[-0.11920292,  0.11920292]]))
     """
-    absent = (where, weight, sample_weight, ignore_index, softcap)
-    if _are_usual(absent, label_smoothing, temperature, z_loss, reduction):
-        function = quick("cross_entropy_and_grad", logits, axis)
-        if function is not None and (found := function(logits, targets, out)) is not None:
+    function = quick("cross_entropy_and_grad", logits, axis)
+    if function is not None:
+        absent = (where, weight, sample_weight, ignore_index, softcap)
+        usual = _are_usual(absent, label_smoothing, temperature, z_loss, reduction)
+        if usual and (found := function(logits, targets, out)) is not None:
             return LossAndGrad(*found)
-    given = on_loss(
-        "cross_entropy_and_grad", logits, targets, axis, where, weight, sample_weight, ignore_index,
-        label_smoothing, temperature, softcap, z_loss, reduction, wants=("loss", "grad"), out=out
+    return _any_cross_entropy_and_grad(
+        logits, targets, axis, where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap,
+        z_loss, reduction, out=out
     )  # fmt: skip
-    return together(_cross_entropy_and_grad, given, reduction, out)
+
+
+@one_node
+def _any_cross_entropy_and_grad(*arguments: Any, out: Array | None) -> LossAndGrad:
+    given = on_loss("cross_entropy_and_grad", *arguments, wants=("loss", "grad"), out=out)
+    return together(_cross_entropy_and_grad, given, arguments[-1], out)
 
 
 def _cross_entropy_and_grad(given: GivenLoss, reduction: str, out: Array | None, *, run: Any) -> LossAndGrad:

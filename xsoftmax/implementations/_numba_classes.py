@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from ..formulas import Part, ProductState, State, pivot_and_mean
 from ..kernels import ACROSS
 from ..problem import Array, Problem, Rows
 from ..threads import each
-from ._numba_calls import TYPES, kernel, memory
+from ._numba_calls import TYPES, kernel, memory, side_by_side
 from ._numpy_classes import are_finite, grad_of, is_without_options, state_of
 from ._numpy_rows import READ
 
@@ -19,9 +20,9 @@ _ELEMENTS = 1 << 18  # of a block: 0.1 ms at least, against 10 µs for a call fr
 
 
 def class_state(p: Problem, x: Array, targets: Array | None, rows: Rows, part: Part, *, xp: Any, run: Any) -> State:
-    if _are_read(x) and is_without_options(p, rows, targets):
+    if _are_read(x) and x.shape[1] > ACROSS and is_without_options(p, rows, targets):
         m, ratio = (np.empty((len(x), 1)) for _ in range(2))
-        _on_rows("states", x, m, ratio)
+        _on_rows("states", x, _by_row(m), _by_row(ratio))
         if np.isfinite(m).all():
             return state_of(m, ratio, x, targets, rows, part, xp)
     return run("class_state", p, x, targets, rows, part, xp=xp, after="numpy_numba")
@@ -43,7 +44,8 @@ def class_grad(
     if _are_read(x) and is_without_options(p, rows, targets) and are_finite(state):
         grad = np.empty(x.shape, x.dtype) if out is None else out
         if _are_read(grad):
-            return grad_of(lambda at, total: _softmax(total, x, state, grad), x, targets, rows, part, state, xp)
+            y = partial(_softmax, x, state, grad)
+            return grad_of(lambda at, total: y(total), x, targets, rows, part, state, xp, of_all=True)
     return run("class_grad", p, x, targets, rows, part, own, state, xp=xp, after="numpy_numba", out=out)
 
 
@@ -51,14 +53,14 @@ def class_softmax(
     p: Problem, x: Array, where: Array | None, part: Part, own: State, state: State, *, xp: Any, run: Any
 ) -> Array:
     if _are_read(x) and is_without_options(p, Rows(where), None) and are_finite(state):
-        return _softmax(1.0, x, state, np.empty(x.shape, x.dtype))
+        return _softmax(x, state, np.empty(x.shape, x.dtype), 1.0)
     return run("class_softmax", p, x, where, part, own, state, xp=xp, after="numpy_numba")
 
 
 def class_log_softmax(p: Problem, x: Array, where: Array | None, state: State, *, xp: Any, run: Any) -> Array:
     if _has_digits(x) and is_without_options(p, Rows(where), None) and are_finite(state):
         y = np.empty(x.shape, x.dtype)
-        _on_rows("log_softmax", x, state.m, state.log_sum(xp=xp), y)
+        _on_rows("log_softmax", x, _by_row(state.m), _by_row(state.log_sum(xp=xp)), y)
         return y
     return run("class_log_softmax", p, x, where, state, xp=xp, after="numpy_numba")
 
@@ -76,19 +78,18 @@ def class_softmax_product(
 ) -> Array:
     if where is None and _has_digits(y) and _has_digits(v):
         result = np.empty(y.shape, y.dtype)
-        _on_rows("product", y, v, *pivot_and_mean(state, xp=xp), result)
+        _on_rows("product", y, v, *map(_by_row, pivot_and_mean(state, xp=xp)), result)
         return result
     return run("class_softmax_product", p, y, v, where, state, xp=xp, after="numpy_numba")
 
 
-def _softmax(factor: Array | float, x: Array, state: State, out: Array) -> Array:
-    _on_rows("softmax", x, state.m, factor / (1.0 + state.q / state.wm), out)
+def _softmax(x: Array, state: State, out: Array, factor: Array | float) -> Array:
+    _on_rows("softmax", x, _by_row(state.m), _by_row(factor / (1.0 + state.q / state.wm)), out)
     return out
 
 
 def _are_read(x: Array) -> bool:
-    side_by_side = x.strides[1] == x.itemsize and x.flags.aligned
-    return x.dtype in READ and side_by_side and x.shape[1] > ACROSS and len(x) > 0
+    return x.dtype in READ and side_by_side(x) and x.flags.aligned and x.size > 0
 
 
 def _has_digits(x: Array) -> bool:
@@ -96,11 +97,15 @@ def _has_digits(x: Array) -> bool:
     return _are_read(x) and x.itemsize == 4
 
 
+def _by_row(a: Array) -> Array:
+    """Numbers of rows (n, 1), side by side."""
+    return np.ascontiguousarray(a, np.float64).reshape(-1)
+
+
 def _on_rows(name: str, *arrays: Array) -> None:
     """In blocks of rows, on the threads. Matrices are an address, a step and a type, numbers of rows an address."""
     function = kernel("class_parts", name)
     n, classes = arrays[0].shape
-    arrays = tuple(a if a.shape[1] > 1 else np.ascontiguousarray(a, np.float64) for a in arrays)
     blocks = [rows for _, rows in cut(1, n, classes, _ELEMENTS)]
 
     def work(i: int) -> None:
@@ -108,7 +113,7 @@ def _on_rows(name: str, *arrays: Array) -> None:
         for a in arrays:
             block = a[blocks[i]]
             arguments.append(memory(block))
-            if a.shape[1] > 1:
+            if a.ndim > 1:
                 arguments += [block.strides[0], TYPES[a.dtype]]
         function(len(arrays[0][blocks[i]]), classes, *arguments)
 

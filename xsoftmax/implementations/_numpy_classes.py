@@ -173,7 +173,7 @@ def _plain_grad(
         _, grad = run("cross_entropy", _of_labels(p, "grad"), x, at[:, 0], Rows(scale=total * share), xp=xp, out=out)
         return grad
 
-    return grad_of(others, x, labels, rows, part, state, xp)
+    return grad_of(others, x, labels, rows, part, state, xp, of_all=False)
 
 
 def grad_of(
@@ -184,14 +184,21 @@ def grad_of(
     part: Part,
     state: State,
     xp: Any,
+    *,
+    of_all: bool,
 ) -> Array:
-    """`others(at, T)`, T y_i, but t − T y at one class of each row, `at`: the label, if it is here."""
+    """`others(at, T)`, T y_i, but at the label, if it is here, T y − t.
+
+    `of_all`: it is T y_i at the class `at` too, to which the label's place falls where it is not here.
+    """
     at, value, t = _at_label(x, labels, rows, part)
     scale = np.ones(()) if rows.scale is None else np.asarray(rows.scale)
     absent = scale == 0.0  # whatever T is
     at_label = scale * formulas.cross_entropy_grad_of_part(value, state, t, 0.0, part.classes, xp=xp)
     at_label = np.where(absent, 0.0, at_label)
     grad = others(at, np.where(absent, 0.0, scale * state.sum_t))
+    if of_all:  # equal logits have equal gradients, also those that no kernel would compute
+        at_label = np.where(t == 0.0, np.take_along_axis(grad, at, 1), at_label)
     np.put_along_axis(grad, at, at_label, 1)
     return grad
 

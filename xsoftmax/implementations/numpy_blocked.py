@@ -5,6 +5,7 @@ x logits · m max x · e = exp(x − c) in float64 · wm the maximum's e · q th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ _SHORT = 32  # classes; NumPy reduces shorter rows one by one, at 30 ns each, bu
 _ORDINARY = 600.0  # exp(x) is a normal number wherever it counts, and the sum finite
 _QUICK = 1 << 12  # elements; beyond, passes over the transpose are faster
 _DIGITS = 2.0**-20  # Σ e / wm − 1 above it has more than the digits of a float32
+_LOG_HALF = -math.log(2.0)
 _PIECE = 1 << 17  # classes; longer rows are exponentiated piece by piece, twice where the result needs it
 
 
@@ -129,8 +131,12 @@ class _NumPy:
         if are_long(y):
             _numpy_long.product(operation, _problem(operation), y, v, None, to)
             return
+        wide = y.astype(np.float64), v.astype(np.float64)
         with np.errstate(all="ignore"):
-            to[...] = getattr(formulas, operation)(y.astype(np.float64), v.astype(np.float64), (-1,), xp=np)
+            if operation == "softmax_product":
+                to[...] = formulas.softmax_product(*wide, (-1,), xp=np)
+            else:
+                to[...] = _log_product(operation, *wide)
 
 
 def _ordinary(turned: _Turned) -> Array | None:
@@ -252,6 +258,18 @@ def _label_rows(
         share = (factor / s)[None] if sums.axis == 0 else np.reshape(factor / s, (-1, 1))
         np.multiply(e, share, out=to[:, classes] if e.shape != to.shape else to, casting="same_kind")
     to[at] = factor * np.where(y > 0.5, -(q / s), y - 1.0)
+
+
+def _log_product(operation: str, log_y: Array, v: Array) -> Array:
+    """As the formulas have it; what a confident class needs is done for the rows that have one, not for all."""
+    transposed = operation == "log_softmax_vjp"
+    y = np.exp(log_y)
+    terms = v if transposed else y * v
+    total = sums.total(terms, (-1,), xp=np)
+    result = np.subtract(v, np.multiply(y, total, out=y) if transposed else total, out=y)
+    if (some := np.flatnonzero(~(np.max(log_y, axis=1) <= _LOG_HALF))).size:
+        result[some] = getattr(formulas, operation)(log_y[some], v[some], (-1,), xp=np)
+    return result
 
 
 def _by_formulas(

@@ -11,7 +11,7 @@ import numpy as np
 
 from .exponentials import BLOCK, REACH, alive, joined, quotient, shift, times, two_sum
 from .rows import ROWS, SUMMED_TOGETHER, group_of, ratios
-from .vector_math import EXACT, SUMS, exp, item, jit, pointer
+from .vector_math import EXACT, SUMS, exp, fused, item, jit, pointer
 
 
 @jit(**EXACT)
@@ -46,7 +46,7 @@ def softmax(
             to = pointer(y + i * y_step + start * item(y_type), y_type)
             if item(y_type) == 8:
                 for j in range(size):
-                    to[j] = w[j] * high + w[j] * low
+                    to[j] = fused(w[j], high, w[j] * low)
             else:
                 times(w, size, high, to)
     alive(space)

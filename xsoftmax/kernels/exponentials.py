@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import ACROSS
-from .vector_math import EXACT, SUMS, exp, exponent, fetch, item, jit, larger, maximum, pointer
+from .vector_math import EXACT, SUMS, exp, exponent, fetch, fused, item, jit, larger, maximum, pointer
 
 LANES = ACROSS  # what a loop takes at once, and a row has more: where it ends, LLVM would go on number by number
 BLOCK = 1024  # classes whose terms are added plainly, 32 side by side; sums of blocks are compensated
@@ -300,7 +300,7 @@ def scaled(
         e, to = pointer(w + 8 * start if keep else w, np.float64), pointer(y + start * item(y_type), y_type)
         if item(y_type) == 8:
             for j in range(size):
-                to[j] = e[j] * high + e[j] * low
+                to[j] = fused(e[j], high, e[j] * low)
         else:
             times(e, size, high, to)
 

@@ -29,7 +29,7 @@ from .exponentials import (
     together,
     two_sum,
 )
-from .vector_math import EXACT, SUMS, exp, item, jit, log1p, pointer
+from .vector_math import EXACT, SUMS, exp, fused, item, jit, log1p, pointer
 
 _LOG_HALF = -math.log(2.0)
 
@@ -174,7 +174,7 @@ def _dense_grad(
         refill(x, x_type, start, size, m, c, k, w, keep)
         u, g = pointer(t + start * item(t_type), t_type), pointer(to + start * item(grad_type), grad_type)
         for j in range(size):
-            y = e[j] * inverse[0] + e[j] * inverse[1]
+            y = fused(e[j], inverse[0], e[j] * inverse[1])
             away = top if y > 0.5 else total * y - np.float64(u[j])
             e[j] = factor * (away + pull * y)
         for j in range(size):
@@ -326,7 +326,7 @@ def _log_result(
         if transposed:
             _log_exponentials(a, size, to_type, ordinary, w)
             for j in range(size):
-                w[j] = np.float64(b[j]) - w[j] * inner * outer
+                w[j] = fused(-(w[j] * inner), outer, np.float64(b[j]))
         else:
             for j in range(size):
                 w[j] = np.float64(b[j]) - total

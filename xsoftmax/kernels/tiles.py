@@ -27,7 +27,7 @@ from .exponentials import (
     shift,
     two_sum,
 )
-from .vector_math import EXACT, exp, fetch, item, jit, larger, log1p, pointer
+from .vector_math import EXACT, exp, fetch, fused, item, jit, larger, log1p, pointer
 
 WIDTH = 64  # rows of a tile: a constant, so that LLVM knows which lines are apart, and no loop has an end piece
 BLOCK = 32  # classes of a block; for float32 their terms are added plainly, sums of blocks are compensated
@@ -395,7 +395,7 @@ def _scaled(w: int, size: int, space: int, to: int, to_step: int, y_type: Any) -
         e, y = line(w, j), pointer(to + j * to_step, y_type)
         if item(y_type) == 8:
             for t in range(WIDTH):
-                y[t] = e[t] * factor[t] + e[t] * rest[t]
+                y[t] = fused(e[t], factor[t], e[t] * rest[t])
         else:
             for t in range(WIDTH):
                 y[t] = e[t] * factor[t]
@@ -552,7 +552,7 @@ def _label_gradients(w: int, first: int, size: int, space: int, to: int, to_step
         e, y, this = line(w, j), pointer(to + j * to_step, y_type), np.float64(first + j)
         if item(y_type) == 8:
             for t in range(WIDTH):
-                y[t] = at_label[t] if label[t] == this else e[t] * factor[t] + e[t] * rest[t]
+                y[t] = at_label[t] if label[t] == this else fused(e[t], factor[t], e[t] * rest[t])
         else:
             for t in range(WIDTH):
                 y[t] = at_label[t] if label[t] == this else e[t] * factor[t]
@@ -654,7 +654,7 @@ def _dense_gradients(
     for j in range(size):
         e, target, grad = line(w, j), pointer(u + j * u_step, t_type), pointer(to + j * to_step, y_type)
         for t in range(WIDTH):
-            y = e[t] * factor[t] + e[t] * rest[t]
+            y = fused(e[t], factor[t], e[t] * rest[t])
             a = away[t] if y > 0.5 else total[t] * y - np.float64(target[t])
             grad[t] = scale[t] * (a + pull[t] * y) if scale[t] != 0.0 else 0.0
 

@@ -55,11 +55,11 @@ def _from_bits(typing: Any, n: Any) -> Any:
     return types.float64(types.int64), lambda context, builder, signature, a: builder.bitcast(a[0], ir.DoubleType())
 
 
-def _of_two(name: str, builder: Any, a: Any, **flags: Any) -> Any:
+def _of_alike(name: str, builder: Any, a: Any, **flags: Any) -> Any:
     kind = a[0].type
     name = f"{name}.f32" if isinstance(kind, ir.FloatType) else f"{name}.f64"
     function = builder.module.globals.get(name) or ir.Function(
-        builder.module, ir.FunctionType(kind, [kind, kind]), name
+        builder.module, ir.FunctionType(kind, [kind] * len(a)), name
     )
     return builder.call(function, a, **flags)
 
@@ -67,7 +67,7 @@ def _of_two(name: str, builder: Any, a: Any, **flags: Any) -> Any:
 @intrinsic
 def maximum(typing: Any, x: Any, y: Any) -> Any:
     """The larger; nan if one is nan. Only this form, and the next, becomes a vector reduction."""
-    return x(x, x), lambda context, builder, signature, a: _of_two("llvm.maximum", builder, a)
+    return x(x, x), lambda context, builder, signature, a: _of_alike("llvm.maximum", builder, a)
 
 
 @intrinsic
@@ -75,9 +75,17 @@ def larger(typing: Any, x: Any, y: Any) -> Any:
     """The larger of two numbers, in one instruction instead of five; any number if one is nan."""
 
     def generate(context: Any, builder: Any, signature: Any, a: Any) -> Any:
-        return _of_two("llvm.maxnum", builder, a, fastmath=("nnan", "nsz"))
+        return _of_alike("llvm.maxnum", builder, a, fastmath=("nnan", "nsz"))
 
     return x(x, x), generate
+
+
+@intrinsic
+def fused(typing: Any, x: Any, y: Any, z: Any) -> Any:
+    """x y + z, rounded once where the processor does so. For a b + c d, of which LLVM would fuse either product: one in
+    the body of a loop, the other in what is left of it, so that equal elements differed.
+    """
+    return x(x, x, x), lambda context, builder, signature, a: _of_alike("llvm.fmuladd", builder, a)
 
 
 @intrinsic
