@@ -542,3 +542,53 @@ def test_a_fork_while_the_pool_is_busy(where):
         late()
     """
     assert run(f"WHERE = {where!r}\n" + textwrap.dedent(code)) == "right\nright\n"
+
+
+FIRST_CALLS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import numpy as np
+import xsoftmax as xs
+
+rng = np.random.default_rng(0)
+calls = []
+for dtype in "float32", "float64":
+    x, labels = rng.normal(size=(70, 40)).astype(dtype), rng.integers(0, 10, 70)
+    narrow, t = x[:, :10].copy(), np.full_like(x, 1 / 40)
+    verbs = xs.softmax, xs.log_softmax, xs.logsumexp
+    calls += [(verb, a, axis) for verb in verbs for a in (x, narrow) for axis in (-1, 0)]
+    calls += [(verb, a, b) for verb in (xs.cross_entropy, xs.cross_entropy_and_grad) for a, b in ((x, labels), (x, t))]
+    calls += [(verb, x, t) for verb in (xs.softmax_vjp, xs.log_softmax_vjp, xs.log_softmax_jvp)]
+
+
+def result(verb, x, other):
+    y = verb(x, axis=other) if isinstance(other, int) else verb(x, other)
+    return [np.asarray(a).tobytes() for a in (y if isinstance(y, tuple) else (y,))]
+
+
+barrier = Barrier(16)
+
+
+def work(i):
+    barrier.wait()
+    return {(k + 3 * i) % len(calls): result(*calls[(k + 3 * i) % len(calls)]) for k in range(len(calls))}
+
+
+sys.setswitchinterval(1e-5)
+with ThreadPoolExecutor(16) as pool:
+    found = list(pool.map(work, range(16)))
+assert all(results[i] == result(*call) for results in found for i, call in enumerate(calls))
+"""
+
+
+@pytest.mark.parametrize("name", ["numpy_blocked", "numpy_numba"])
+def test_first_calls_by_many_threads_at_once(name):
+    if name == "numpy_numba":
+        pytest.importorskip("numba")
+    environment = {**os.environ, "XSOFTMAX_IMPLEMENTATION": name, "XSOFTMAX_NUM_THREADS": "3"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FIRST_CALLS], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
