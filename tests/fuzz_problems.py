@@ -371,7 +371,7 @@ def _transforms(rng) -> dict[str, float]:
     options = {}
     if rng.random() < 0.1:
         options["temperature"] = _temperature(rng)
-    if rng.random() < 0.06:
+    if rng.random() < 0.06 and options.get("temperature", 1.0) >= ORDINARY:  # the cap's rounding would overflow
         options["softcap"] = float(rng.choice([30.0, 1.0, 50.0, 0.125, 300.0, 1e4]))
     return options
 
