@@ -203,6 +203,25 @@ class Operations:
     def softmax_product(self, p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
         return self._product("softmax_product", 0.0, p, y, v, where, xp, run)
 
+    def softmax_gradient(self, p: Problem, x: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+        to = np.empty_like(x, dtype=cast(x[:0] if x.ndim else x, p.result, xp).dtype, subok=False)
+        parts = views([x, v, to, _spread(where, x)], p.axes)
+        if parts is None or _numpy_long.are_long(parts[0][0]):
+            return run("softmax_gradient", p, x, v, where, xp=xp, after=self.name)
+
+        def prepared(x: Array, v: Array, to: Array, where: Array | None) -> None:
+            kept, z = _rows(where), _prepared(p, x, where, xp)
+            y, result = np.empty_like(z), np.empty_like(z)
+            self.arithmetic.normalise("softmax", z, y)
+            u = np.ascontiguousarray(array_api.masked(cast(_rows(v), p.compute, xp), kept, 0.0, xp))
+            self.arithmetic.product("softmax_product", y, u, result)
+            result = array_api.masked(formulas.over(result, p.temperature, xp=xp), kept, 0.0, xp)
+            to[...] = cast(result, p.result, xp).reshape(to.shape)
+
+        for part in parts:
+            self._on_blocks(False, None, prepared, *part)
+        return to
+
     def log_softmax_vjp(self, p: Problem, log_y: Array, dy: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
         return self._product("log_softmax_vjp", -math.inf, p, log_y, dy, where, xp, run)
 

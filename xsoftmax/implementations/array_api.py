@@ -56,6 +56,14 @@ def _product_rows(p: Problem, y: Array, v: Array, where: Array | None, xp: Any) 
     return masked(cast(y, p.compute, xp), where, 0.0, xp), masked(cast(v, p.compute, xp), where, 0.0, xp)
 
 
+def softmax_gradient(p: Problem, x: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
+    """y (v − Σ y v) / temperature at y = softmax(x), which is not rounded in between"""
+    inner = replace(p, dtype=p.compute, result=p.compute)
+    y = run("softmax", inner, cast(x, p.compute, xp), where, xp=xp)
+    product = run("softmax_product", replace(inner, temperature=1.0), y, cast(v, p.compute, xp), where, xp=xp)
+    return rounded(formulas.over(product, p.temperature, xp=xp), p.result, xp)
+
+
 def softmax_jacobian(p: Problem, y: Array, *, xp: Any, run: Any) -> Array:
     return cast(formulas.softmax_jacobian(cast(y, p.compute, xp), xp=xp), p.result, xp)
 

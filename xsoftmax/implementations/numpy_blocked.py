@@ -355,6 +355,7 @@ log_softmax = _operations.log_softmax
 logsumexp = _operations.logsumexp
 cross_entropy = _operations.cross_entropy
 softmax_product = _operations.softmax_product
+softmax_gradient = _operations.softmax_gradient
 log_softmax_vjp = _operations.log_softmax_vjp
 log_softmax_jvp = _operations.log_softmax_jvp
 class_state = _numpy_classes.class_state

@@ -203,5 +203,6 @@ class_log_softmax = _numba_classes.class_log_softmax
 class_product_state = _numba_classes.class_product_state
 class_softmax_product = _numba_classes.class_softmax_product
 softmax_product = _operations.softmax_product
+softmax_gradient = _operations.softmax_gradient
 log_softmax_vjp = _operations.log_softmax_vjp
 log_softmax_jvp = _operations.log_softmax_jvp

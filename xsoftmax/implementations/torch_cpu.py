@@ -56,6 +56,7 @@ log_softmax = _as_numpy_into("log_softmax")
 logsumexp = _as_numpy("logsumexp")
 _cross_entropy = _as_numpy_into("cross_entropy")
 softmax_product = _as_numpy("softmax_product")
+softmax_gradient = _as_numpy("softmax_gradient")
 log_softmax_vjp = _as_numpy("log_softmax_vjp")
 log_softmax_jvp = _as_numpy("log_softmax_jvp")
 

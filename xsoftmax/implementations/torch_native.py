@@ -16,7 +16,7 @@ import torch
 from torch.autograd import forward_ad
 
 from .. import formulas
-from ..arrays import cast, is_lazy
+from ..arrays import cast, dtype_name, is_lazy
 from ..problem import Array, Problem, Rows
 from . import _torch_linear
 
@@ -210,12 +210,44 @@ def _probabilities(c: _Call, x: Array, where: Array | None) -> Array:
     return c(softmax, c.wide(x, where), where, dtype=c.p.compute, result=c.p.compute)
 
 
+def _gradient_of_softmax_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
+    """Of y (v − Σ y v) / T: the same product of u, and of its derivative by y."""
+    (x, v, where), (u,) = kept, cotangents
+    if u is None:
+        return None, None, None
+    x, v = _settled(c.p, x, u, where), _settled(c.p, v, u, where)
+    dx = None
+    if c.needs[0]:
+        y, wide_v, wide_u = _probabilities(c, x, where), c.wide(v, where), c.wide(u, where)
+        dy = wide_u * (wide_v - c.sum(y * wide_v)) - wide_v * c.sum(y * wide_u)
+        dx = c(softmax_gradient, x, _over(c, dy), where, result=dtype_name(x))
+    return dx, c(softmax_gradient, x, u, where, result=dtype_name(v)) if c.needs[1] else None, None
+
+
+def _gradient_of_softmax_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Array | None:
+    (x, v, where), (dx, dv, _) = kept, tangents
+    by_x = None
+    if dx is not None:
+        y, dy = _probabilities(c, x, where), c(softmax_gradient, x, dx, where, result=c.p.compute)
+        wide_v = c.wide(v, where)
+        by_x = c.narrow(_over(c, dy * (wide_v - c.sum(y * wide_v)) - y * c.sum(dy * wide_v)), where)
+    return _total(by_x, None if dv is None else c(softmax_gradient, x, dv, where))
+
+
+def _over(c: _Call, a: Array) -> Array:
+    return a if _is_plain(c.p) else a / c.p.temperature
+
+
+softmax_gradient: _Rule = _Rule("softmax_gradient", _gradient_of_softmax_vjp, _gradient_of_softmax_jvp)
+
+
 def _softmax_product(c: _Call, a: Array, v: Array, where: Array | None) -> Array:
     """`a` is y, or x where y is rounded."""
-    y = a if _is_exact(c.p) else _probabilities(c, a, where)
+    if not _is_exact(c.p):
+        return c(softmax_gradient, a, v, where)
     if _is_plain(c.p):
-        return c(softmax_product, y, v, where)
-    return c.narrow(c(softmax_product, y, v, where, temperature=1.0, result=c.p.compute) / c.p.temperature)
+        return c(softmax_product, a, v, where)
+    return c.narrow(_over(c, c(softmax_product, a, v, where, temperature=1.0, result=c.p.compute)))
 
 
 def _softmax_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
@@ -234,7 +266,7 @@ def _log_softmax_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
     if u is None:
         return None, None
     of_loss = {"labels": False, "class_weighted": False, "label_smoothing": 0.0, "z_loss": 0.0, "wants": ("grad",)}
-    return -c(cross_entropy, _settled(c.p, x, u, where), u, Rows(where), **of_loss)[1], None
+    return c(cross_entropy, _settled(c.p, x, u, where), u, Rows(where, scale=-1.0), **of_loss)[1], None
 
 
 def _log_softmax_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Array | None:
@@ -242,7 +274,7 @@ def _log_softmax_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Array | Non
     if dx is None:
         return None
     d = formulas.centred(_probabilities(c, x, where), c.wide(dx, where), c.p.axes, xp=c.xp)
-    return c.narrow(d if _is_plain(c.p) else d / c.p.temperature, where)
+    return c.narrow(_over(c, d), where)
 
 
 softmax: _Rule = _Rule("softmax", _softmax_vjp, _softmax_jvp, keeps_result=_is_exact)
