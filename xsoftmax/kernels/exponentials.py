@@ -46,7 +46,9 @@ def together(left: int, like: Any) -> int:
     """The same, of so many classes that are left: float64 has no long end, which LLVM would add number by number."""
     if item(like) == 4 or left >= _EXACT_BLOCK:
         return min(left, _plainly(like))
-    return left // LANES * LANES if left >= LANES else min(left, 4)
+    if left >= LANES:
+        return left // LANES * LANES
+    return 8 if left >= 8 else min(left, 4)
 
 
 @jit(**EXACT)

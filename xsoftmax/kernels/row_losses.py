@@ -274,6 +274,22 @@ def _jvp_sums(log_y: Any, v: Any, size: int, w: Any) -> tuple[float, float, floa
     return rest, of_top, at_top, above
 
 
+@jit(**SUMS)
+def _sum(v: Any, size: int) -> float:
+    total = 0.0
+    for j in range(size):
+        total += np.float64(v[j])
+    return total
+
+
+@jit(**SUMS)
+def _weighted_sum(w: Any, v: Any, size: int) -> float:
+    total = 0.0
+    for j in range(size):
+        total += w[j] * np.float64(v[j])
+    return total
+
+
 @jit(**EXACT)
 def _log_exponentials(log_y: Any, size: int, like: Any, ordinary: bool, w: Any) -> None:
     """y; of ordinary rows times 2^500."""
@@ -288,22 +304,30 @@ def _log_exponentials(log_y: Any, size: int, like: Any, ordinary: bool, w: Any) 
 
 @jit(**EXACT)
 def _log_sums(
-    ys: int, y_type: Any, vs: int, v_type: Any, classes: int, to_type: Any, transposed: bool, ordinary: bool, at: int
-) -> tuple[float, float, float, float]:
-    """Σ of the terms of the classes with at most half of y; of those above Σ of the terms, Σ v and their number."""
+    ys: int, y_type: Any, vs: int, v_type: Any, classes: int, to_type: Any, transposed: bool, ordinary: bool,
+    shared: bool, at: int
+) -> tuple[float, float, float, float]:  # fmt: skip
+    """Σ of the terms of the classes with at most half of y; of those above Σ of the terms, Σ v and their number.
+
+    `shared`: none is above.
+    """
     w = pointer(at, np.float64)
     rest, low, of_top, at_top, above, start, ready = 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0
     while start < classes:
         a, b = pointer(ys + start * item(y_type), y_type), pointer(vs + start * item(v_type), v_type)
         size = together(classes - start, to_type)
-        if transposed:
+        e = pointer(at + 8 * (start % BLOCK), np.float64)
+        if start == ready and not transposed:
+            ready = min(classes, start + BLOCK)
+            _log_exponentials(a, ready - start, to_type, ordinary, w)
+        part, terms, v, some = 0.0, 0.0, 0.0, 0.0
+        if shared:
+            part = _sum(b, size) if transposed else _weighted_sum(e, b, size)
+        elif transposed:
             part, v, some = _vjp_sums(a, b, size)
             terms = v
         else:
-            if start == ready:
-                ready = min(classes, start + BLOCK)
-                _log_exponentials(a, ready - start, to_type, ordinary, w)
-            part, terms, v, some = _jvp_sums(a, b, size, pointer(at + 8 * (start % BLOCK), np.float64))
+            part, terms, v, some = _jvp_sums(a, b, size, e)
         rest, low = two_sum(rest, low, part)
         of_top, at_top, above = of_top + terms, at_top + v, above + some
         start += size
@@ -353,12 +377,17 @@ def log_softmax_product(
         ys, vs, out = log_y + i * y_step, v + i * v_step, to + i * to_step
         highest = np.float64(largest(pointer(ys, y_type), classes))
         ordinary = highest <= 1.0  # no log-probability is larger; nan is not ordinary either
-        rest, of_top, at_top, above = _log_sums(ys, y_type, vs, v_type, classes, to_type, transposed, ordinary, at)
+        shared = highest <= _LOG_HALF  # by classes of which none has more than half
+        rest, of_top, at_top, above = _log_sums(
+            ys, y_type, vs, v_type, classes, to_type, transposed, ordinary, shared, at
+        )
         if not transposed and ordinary:
             if abs(rest) + abs(of_top) < np.inf:
                 rest, of_top = rest * 2.0**-500, of_top * 2.0**-500
             else:  # v · 2^500 may overflow
-                rest, of_top, at_top, above = _log_sums(ys, y_type, vs, v_type, classes, to_type, False, False, at)
+                rest, of_top, at_top, above = _log_sums(
+                    ys, y_type, vs, v_type, classes, to_type, False, False, shared, at
+                )
         top, least = math.nan, np.inf
         if above == 1.0:  # 0.1 µs
             others = math.exp(highest) * rest if transposed else rest
