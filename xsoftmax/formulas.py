@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from .arrays import class_indices, constant, device_of, dtype_name, with_axis
-from .sums import count, maximum, total
+from .arrays import class_indices, constant, device_of, dtype_name, looked_up, with_axis
+from .sums import apart, count, maximum, total
 
 Array = Any
 Axes = tuple[int, ...]
@@ -22,6 +22,7 @@ _LIMITS = {
     "float32": (88.0, 104.0, float.fromhex("0x1.fffffep+127")),
     "float64": (709.0, 746.0, float.fromhex("0x1.fffffffffffffp+1023")),
 }
+_MOST = 9 / 16  # of y; two rounded halves are no majority
 _LOG_HALF = -math.log(2.0)
 # exp(−R) times the largest sum of exponentials is normal
 _REACH = {"float32": 60.0, "float64": 600.0}
@@ -173,6 +174,12 @@ def _count(x: Array, axes: Axes) -> int:
 def softmax(x: Array, axes: Axes, *, xp: Any) -> Array:
     """y_i = exp(x_i) / Σ_j exp(x_j)"""
     return exponentials(x, axes, xp=xp).softmax()
+
+
+def excess(y: Array, axes: Axes, *, xp: Any) -> Array:
+    """r = Σ y − 1: what Σ w was rounded by, the same for all y of a row, which are y (1 − r)"""
+    high, low = apart(y, axes, xp=xp)
+    return (high - 1.0) + low
 
 
 def softmax_product(y: Array, v: Array, axes: Axes, *, xp: Any) -> Array:
@@ -389,6 +396,42 @@ def targets(
     return t if weight is None else times_weight(t, weight, xp=xp)
 
 
+def sum_of_targets(
+    given: Array,
+    where: Array | None,
+    weight: Array | None,
+    *,
+    labels: bool,
+    label_smoothing: float,
+    like: Array,
+    axis: int,
+    xp: Any,
+) -> tuple[Array, Array | float]:
+    """T = (1 − ε) Σ weight · target + ε Σ weight / K, in two parts; weights of labels are looked up, without t"""
+    sum_t: tuple[Array, Array | float]
+    if labels and (weight is None or weight.shape[axis] == math.prod(weight.shape)):
+        label = with_axis(given, axis)
+        is_class = (label >= 0) & (label < like.shape[axis])
+        of_label = xp.ones_like(label, dtype=like.dtype)
+        if weight is not None:
+            of_label = looked_up(xp.reshape(weight, (-1,)), xp.where(is_class, label, xp.zeros_like(label)), xp)
+        sum_t = xp.where(is_class, of_label, xp.full_like(of_label, math.nan)), 0.0
+    else:
+        t = targets(given, where, weight, labels=labels, label_smoothing=0.0, like=like, axis=axis, xp=xp)
+        sum_t = apart(t, (axis,), xp=xp)
+    if not label_smoothing:
+        return sum_t
+    own = (1.0 - label_smoothing) * (sum_t[0] + sum_t[1])
+    if weight is None:
+        return own, label_smoothing
+    if where is None:
+        return own, label_smoothing / like.shape[axis] * sum(apart(weight, (axis,), xp=xp))
+    zeros = xp.zeros_like(like)
+    number = total(xp.where(where, zeros + 1.0, zeros), (axis,), xp=xp)
+    every = sum(apart(xp.where(where, weight, zeros), (axis,), xp=xp))
+    return own, label_smoothing * every / xp.maximum(number, xp.ones_like(number))
+
+
 def times_weight(t: Array, weight: Array, *, xp: Any) -> Array:
     """t · weight, where t = 0 outweighs a weight that is not finite"""
     return t * xp.where((t == 0.0) & ~xp.isfinite(weight), xp.zeros_like(weight), weight)
@@ -447,20 +490,44 @@ def _grad(
     return grad if _is(zeta, 0.0) else grad + 2.0 * zeta * lse * y
 
 
-def hessian_product(y: Array, v: Array, t: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any) -> Array:
-    """Σ_j ∂²L/∂x_i∂x_j v_j = (T + 2 ζ logsumexp) y_i (v_i − Σ y v) + 2 ζ y_i Σ y v"""
-    sum_t, product = total(t, axes, xp=xp), softmax_product(y, v, axes, xp=xp)
-    if _is(zeta, 0.0):
-        return sum_t * product
-    return (sum_t + 2.0 * zeta * lse) * product + 2.0 * zeta * y * total(y * v, axes, xp=xp)
+class Curvature(NamedTuple):
+    """What of a row its Hessian is made of; y are softmax(x) (1 + r)."""
+
+    y: Array
+    r: Array | float
+    sum_t: tuple[Array, Array | float]  # T in two parts
+    zeta: Array | float
+    lse: Array  # None where ζ = 0
+
+    def factor(self) -> Array:
+        """(T + 2 ζ logsumexp) (1 − r), rounded once"""
+        high, low = self.sum_t
+        if not _is(self.zeta, 0.0):
+            low = low + 2.0 * self.zeta * self.lse
+        return high + (low if _is(self.r, 0.0) else low - self.r * (high + low))
 
 
-def hessian_diag(y: Array, not_y: Array, t: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any) -> Array:
+def hessian_product(of: Curvature, v: Array, axes: Axes, *, xp: Any) -> Array:
+    """Σ_j ∂²L/∂x_i∂x_j v_j = (T + 2 ζ logsumexp) y_i (v_i − Σ y v) + 2 ζ y_i Σ y v
+
+    v is relative to that of the class with most of y, p, as in `centred`; v − p may be rounded by more than v and p.
+    """
+    y, zeros = of.y, xp.zeros_like(v)
+    top = y > _MOST
+    p = total(xp.where(top, v, zeros), axes, xp=xp)
+    rest = total(y * xp.where(top, zeros, v - p), axes, xp=xp)
+    rest = rest - of.r * rest
+    product = of.factor() * (y * xp.where(top, -rest, v - (p + rest)))
+    return product if _is(of.zeta, 0.0) else product + 2.0 * of.zeta * (1.0 - of.r) * (p + rest) * y
+
+
+def hessian_diag(of: Curvature, axes: Axes, *, xp: Any) -> Array:
     """∂²L/∂x_i² = (T + 2 ζ logsumexp) y_i (1 − y_i) + 2 ζ y_i²"""
-    sum_t = total(t, axes, xp=xp)
-    if _is(zeta, 0.0):
-        return sum_t * (y * not_y)
-    return (sum_t + 2.0 * zeta * lse) * (y * not_y) + 2.0 * zeta * y * y
+    top = of.y > _MOST
+    others = total(xp.where(top, xp.zeros_like(of.y), of.y), axes, xp=xp)
+    y = of.y if _is(of.r, 0.0) else of.y * (1.0 - of.r)
+    diag = of.factor() * (of.y * xp.where(top, others - of.r * others, 1.0 - y))
+    return diag if _is(of.zeta, 0.0) else diag + 2.0 * of.zeta * y * y
 
 
 def _is(option: Array | float, number: float) -> bool:

@@ -9,12 +9,14 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from .arrays import completed, device_of, is_symbolic, library_of, may_be_cut
+from .arrays import completed, constant, device_of, is_symbolic, library_of, may_be_cut
 
 Array = Any
 Axes = tuple[int, ...]
 
 _PARTS = (32, 8)  # of an axis that devices may hold parts of; the sum of the last ones costs up to 3 ulp
+_FEW = 16  # terms, of which a sum is as good as any
+_PLAIN = 3  # halvings whose roundings may add up, of terms that are alike
 _FAN_IN = 8  # sums of blocks that are added at a time
 
 
@@ -35,6 +37,32 @@ def total(x: Array, axes: Axes, *, xp: Any) -> Array:
         else:
             x = _halved(x, axis, xp=xp)
     return x
+
+
+def apart(x: Array, axes: Axes, *, xp: Any) -> tuple[Array, Array | float]:
+    """Σ x in two parts that are to be added, the smaller one last; its error hardly grows with the number of terms."""
+    *others, axis = axes
+    x = total(x, tuple(others), xp=xp) if others else x
+    if library_of(xp) == "dask" or is_symbolic(x.shape[axis]) or x.shape[axis] is None or x.shape[axis] <= _FEW:
+        return total(x, (axis,), xp=xp), 0.0
+    if may_be_cut(x, xp):
+        return _cut(_halved_within(x, axis, math.gcd(x.shape[axis], _PARTS[0]), xp=xp), axis, xp=xp)
+    parts = []
+    for _ in range(_PLAIN):
+        x, odd = _half(x, axis, xp=xp)
+        parts += odd
+    return _cut(xp.concat([x, *parts], axis=axis) if parts else x, axis, xp=xp)
+
+
+def _cut(x: Array, axis: int, *, xp: Any) -> tuple[Array, Array]:
+    """Terms cut at an ulp of 2 n max |x| add up exactly, in any order, and so little is left of them."""
+    largest = constant(completed(xp.max(xp.abs(x), axis=axis, keepdims=True)), xp)
+    cut = 2.0 * x.shape[axis] * largest
+    high = (x + cut) - cut
+    sums = (completed(xp.sum(a, axis=axis, keepdims=True)) for a in (high, x - high))
+    plain = completed(xp.sum(x, axis=axis, keepdims=True))
+    high, low = (xp.where(xp.isfinite(cut), a, b) for a, b in zip(sums, (plain, xp.zeros_like(plain)), strict=True))
+    return high, low
 
 
 def maximum(x: Array, axes: Axes, *, xp: Any) -> Array:
@@ -58,20 +86,28 @@ def _halved_within(x: Array, axis: int, parts: int, *, xp: Any) -> Array:
 
 
 def _halved(x: Array, axis: int, *, xp: Any) -> Array:
-    def part(start: int, stop: int) -> Array:
-        return x[(..., slice(start, stop), *(slice(None),) * (-axis - 1))]
-
     parts = []
-    while (n := x.shape[axis]) is not None and n > 2:
-        half = n // 2
-        if n % 2:
-            parts.append(part(n - 1, n))
-        x = part(0, half) + part(half, 2 * half)
+    while x.shape[axis] is not None and x.shape[axis] > 2:
+        x, odd = _half(x, axis, xp=xp)
+        parts += odd
     parts.append(xp.sum(x, axis=axis, keepdims=True))
     while len(parts) > 1:
         pairs = zip(parts[::2], parts[1::2], strict=False)
         parts = [a + b for a, b in pairs] + parts[len(parts) // 2 * 2 :]
     return parts[0]
+
+
+def _half(x: Array, axis: int, *, xp: Any) -> tuple[Array, list[Array]]:
+    """The sums of two halves, and the last term of an odd number; two terms stay."""
+
+    def part(start: int, stop: int) -> Array:
+        return x[(..., slice(start, stop), *(slice(None),) * (-axis - 1))]
+
+    n = x.shape[axis]
+    if n <= 2:
+        return x, []
+    half = n // 2
+    return part(0, half) + part(half, 2 * half), [part(n - 1, n)] if n % 2 else []
 
 
 def _max_of_block(x: Array, axis: int, *, xp: Any) -> Array:

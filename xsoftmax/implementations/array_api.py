@@ -195,25 +195,30 @@ linear_cross_entropy = _linear.linear_cross_entropy
 
 def cross_entropy_hvp(p: Problem, x: Array, targets: Array, rows: Rows, v: Array, *, xp: Any, run: Any) -> Array:
     """Σ_j ∂²L/∂x_i∂x_j v_j = z′_i Σ_j ∂²L/∂z_i∂z_j z′_j v_j + ∂L/∂z_i z″_i v_i"""
-    x, y, t, lse, slope, curvature = _second_order(p, x, targets, rows, xp, run)
+    x, z, of = _second_order(p, x, targets, rows, xp, run)
+    slope, curvature = formulas.capped_derivatives(x, p.softcap, xp=xp)
     v = masked(cast(v, p.compute, xp), rows.where, 0.0, xp)
-    product = formulas.hessian_product(y, v if slope is None else slope * v, t, rows.zeta, lse, p.axes, xp=xp)
+    product = formulas.hessian_product(of, v if slope is None else slope * v, p.axes, xp=xp)
     product = formulas.over(product if slope is None else slope * product, p.temperature, xp=xp)
     if curvature is not None:
-        not_y = formulas.complement(y, p.axes, xp=xp)
-        product = product + formulas.cross_entropy_grad(y, not_y, t, rows.zeta, lse, p.axes, xp=xp) * curvature * v
+        product = product + _gradient(p, z, targets, rows, of, xp) * curvature * v
     return scaled(p, formulas.over(product, p.temperature, xp=xp), rows, xp)
 
 
 def cross_entropy_hessian_diag(p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any) -> Array:
     """∂²L/∂x_i² = z′_i² ∂²L/∂z_i² + ∂L/∂z_i z″_i"""
-    x, y, t, lse, slope, curvature = _second_order(p, x, targets, rows, xp, run)
-    not_y = formulas.complement(y, p.axes, xp=xp)
-    diag = formulas.hessian_diag(y, not_y, t, rows.zeta, lse, p.axes, xp=xp)
+    x, z, of = _second_order(p, x, targets, rows, xp, run)
+    slope, curvature = formulas.capped_derivatives(x, p.softcap, xp=xp)
+    diag = formulas.hessian_diag(of, p.axes, xp=xp)
     diag = formulas.over(diag if slope is None else slope * slope * diag, p.temperature, xp=xp)
     if curvature is not None:
-        diag = diag + formulas.cross_entropy_grad(y, not_y, t, rows.zeta, lse, p.axes, xp=xp) * curvature
+        diag = diag + _gradient(p, z, targets, rows, of, xp) * curvature
     return scaled(p, formulas.over(diag, p.temperature, xp=xp), rows, xp)
+
+
+def _gradient(p: Problem, z: Array, targets: Array, rows: Rows, of: formulas.Curvature, xp: Any) -> Array:
+    t, not_y = target_rows(p, targets, rows, z, xp), formulas.complement(of.y, p.axes, xp=xp)
+    return formulas.cross_entropy_grad(of.y, not_y, t, rows.zeta, of.lse, p.axes, xp=xp)
 
 
 def cross_entropy_from_probs(p: Problem, probs: Array, targets: Array, rows: Rows, *, xp: Any, run: Any) -> Array:
@@ -244,9 +249,13 @@ def _capped_rows(
     p: Problem, x: Array, targets: Array, rows: Rows, xp: Any, part: formulas.Part | None = None
 ) -> tuple[Array, Array, Array]:
     """Logits, what cap and temperature make of them, and targets, all in the compute dtype."""
-    x = masked(cast(x, p.compute, xp), rows.where, -math.inf, xp)
-    z = formulas.capped(x, p.softcap, p.temperature, None if part or p.z_loss else p.axes, xp=xp)
+    x, z = _capped(p, x, rows, xp, part)
     return x, z, target_rows(p, targets, rows, z, xp, part)
+
+
+def _capped(p: Problem, x: Array, rows: Rows, xp: Any, part: formulas.Part | None = None) -> tuple[Array, Array]:
+    x = masked(cast(x, p.compute, xp), rows.where, -math.inf, xp)
+    return x, formulas.capped(x, p.softcap, p.temperature, None if part or p.z_loss else p.axes, xp=xp)
 
 
 def _of_logits(p: Problem, grad: Array, x: Array, rows: Rows, xp: Any) -> Array:
@@ -272,16 +281,28 @@ def target_rows(
     )
 
 
-def _second_order(p: Problem, x: Array, targets: Array, rows: Rows, xp: Any, run: Any) -> tuple[Any, ...]:
+def _second_order(
+    p: Problem, x: Array, targets: Array, rows: Rows, xp: Any, run: Any
+) -> tuple[Array, Array, formulas.Curvature]:
     """What Hessian products are made of: softmax and logsumexp through the chooser, so that they have their rules."""
-    x, z, t = _capped_rows(p, x, targets, rows, xp)
+    x, z = _capped(p, x, rows, xp)
+    sum_t = formulas.sum_of_targets(
+        targets if p.labels else cast(targets, p.compute, xp),
+        rows.where,
+        rows.weight,
+        labels=p.labels,
+        label_smoothing=p.label_smoothing,
+        like=z,
+        axis=p.axes[0],
+        xp=xp,
+    )
     inner = replace(p, dtype=p.compute, result=p.compute, temperature=1.0, softcap=None, wants=())
     y = run("softmax", inner, z, rows.where, xp=xp)
+    r = formulas.excess(y, p.axes, xp=xp) if p.result == p.compute else 0.0  # a wider y has digits enough
     lse = None
     if p.z_loss:  # −∞ · 0 would be nan
         lse = formulas.of_kept(run("logsumexp", inner, z, rows.where, xp=xp), rows.where, p.axes, xp=xp)
-    slope, curvature = formulas.capped_derivatives(x, p.softcap, xp=xp)
-    return x, y, t, lse, slope, curvature
+    return x, z, formulas.Curvature(y, r, sum_t, rows.zeta, lse)
 
 
 def scaled(p: Problem, grad: Array, rows: Rows, xp: Any) -> Array:
