@@ -77,13 +77,13 @@ def _reduced(p: Problem, loss: Array, w: Weighing, *, xp: Any) -> Array:
         loss = xp.where(w.absent, xp.zeros_like(loss), loss)
     if w.bad is not None:
         loss = xp.where(w.bad, xp.full_like(loss, math.nan), loss)
-    loss = 0.0 - (0.0 - loss if w.s is None else loss * (0.0 - w.s))  # never −0.0, of whatever weight or target
+    loss = loss if w.s is None else loss * w.s
     if w.reduction == "none":
-        return xp.squeeze(loss, axis=p.axes[0])
-    loss = weighing.sum_of_rows(loss, xp)
-    if w.divisor is None:
-        return loss
-    return weighing.mean_of(loss, w.divisor, xp)
+        loss = xp.squeeze(loss, axis=p.axes[0])
+    else:
+        loss = weighing.sum_of_rows(loss, xp)
+        loss = loss if w.divisor is None else weighing.mean_of(loss, w.divisor, xp)
+    return 0.0 - (0.0 - loss)  # never −0.0, of whatever weight or target
 
 
 def _unless_checked(given: GivenLoss, bad: Array) -> Array | None:
