@@ -43,6 +43,8 @@ def capped(x: Array, softcap: float | None, temperature: float, axes: Axes | Non
     wherever exp(z) is not 0.
     """
     z = x if softcap is None else xp.where(xp.isinf(x), x, softcap * xp.tanh(x / softcap))
+    if not isinstance(temperature, float):
+        temperature = as_array(temperature, z, xp=xp)
     if axes is None or (isinstance(temperature, float) and temperature >= 1.0):
         return over(z, temperature, xp=xp)
     m = constant(maximum(z, axes, xp=xp), xp)  # no derivative of a row asks for a shift
@@ -56,8 +58,15 @@ def over(a: Array, temperature: float, *, xp: Any) -> Array:
     if (known := isinstance(temperature, float)) and least <= temperature <= 1.0 / least:
         return a if temperature == 1.0 else a / temperature
     # XLA multiplies by the reciprocal, which is not to be subnormal
+    if not known:
+        temperature = as_array(temperature, a, xp=xp)
     quarter = (0.25 if temperature > 1.0 else 1.0) if known else xp.where(temperature > 1.0, 0.25, 1.0)
     return xp.where((a == 0.0) | xp.isinf(a), a, (quarter * a) / (quarter * temperature))
+
+
+def as_array(number: Array | float, like: Array, *, xp: Any) -> Array:
+    """A traced number with 0 dimensions; PyTorch's symbolic ones are no arrays."""
+    return number if hasattr(number, "dtype") else xp.ones((), dtype=like.dtype, device=device_of(like)) * number
 
 
 def capped_derivatives(x: Array, softcap: float | None, *, xp: Any) -> tuple[Array | None, Array | None]:

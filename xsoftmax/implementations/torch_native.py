@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch._guards import TracingContext
 from torch.autograd import forward_ad
 
 from .. import formulas
@@ -96,7 +97,8 @@ class _Ruled(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         kept = [forward_ad.unpack_dual(a).primal if isinstance(a, torch.Tensor) else a for a in _kept(ctx)]
-        with forward_ad._set_fwd_grad_enabled(True):  # PyTorch turns it off, for transforms further out too
+        # PyTorch turns it off, for transforms further out too; none of them traces a graph, where duals stay whole
+        with forward_ad._set_fwd_grad_enabled(TracingContext.try_get() is None):
             return ctx.rule.jvp(ctx.call, kept, tangents[2:])
 
     @staticmethod
