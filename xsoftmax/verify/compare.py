@@ -212,7 +212,8 @@ def _totals(got: np.ndarray, exact: Exact, arithmetic: Arithmetic) -> Verdict:
         # C entries are each off by half a quantum, or by all of it where subnormals are flushed
         grain = row.size * (target.tiny if arithmetic.flushes else target.quantum)
         verdict.compared += 1
-        measured = max(error - grain, 0.0) / unit
+        excess = max(error - grain, 0.0)
+        measured = excess and (excess / unit if unit else math.inf)  # a row of no weight has no unit
         if measured / bound >= verdict.worst / (verdict.bound or 1):
             verdict.worst, verdict.bound = measured, bound
         if measured > bound:
