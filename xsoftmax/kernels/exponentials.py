@@ -71,7 +71,8 @@ def _block(x: Any, size: int, m: float, c: float, k: int, like: Any, w: Any) -> 
     lowest = (m - c) - reach(like)
     for j in range(size):
         d = np.float64(x[j]) - c
-        w[j] = exp(d if d > lowest else lowest, k, like)
+        e = exp(d if d > lowest else lowest, k, like)
+        w[j] = e if d > lowest else 0.0  # what multiplies it may be huge
 
 
 # ---------------------------------------------------------------------------------------------------------------------

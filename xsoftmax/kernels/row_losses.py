@@ -75,8 +75,9 @@ def cross_entropy_labels(
                 fill(g, classes, math.nan)
             else:
                 s = q + wm
-                e = exp(max(at_label - c, (m - c) - reach(x_type)), k, pointer(row, x_type)[0])
-                y = e / s
+                d, lowest = at_label - c, (m - c) - reach(x_type)
+                e = exp(max(d, lowest), k, pointer(row, x_type)[0])
+                y = e / s if d > lowest else 0.0
                 away = -total * (q / s) if y > 0.5 else total * y - total
                 pull = 2.0 * z * lse if z != 0.0 else 0.0
                 scaled(row, x_type, classes, m, c, k, quotient(factor * (total + pull), q, wm), w, keep, to, grad_type)

@@ -215,6 +215,7 @@ def _block(z: int, step: int, x_type: Any, first: int, classes: int, space: int,
         for t in range(WIDTH):
             d = np.float64(x[t]) - c[t]
             value = exp(d if d > lowest[t] else lowest[t], k[t], x_type)
+            value = value if d > lowest[t] else 0.0
             e[t] = value
             part[t] += value if at[t] != label else 0.0
 
@@ -535,7 +536,8 @@ def _label_slopes(space: int, x_type: Any) -> None:
         others = q[t] + part[t] + low[t]
         d = x_label[t] - c[t]
         s = others + wm[t]
-        y = exp(d if d > lowest[t] else lowest[t], k[t], x_type) / s
+        e = exp(d if d > lowest[t] else lowest[t], k[t], x_type)
+        y = (e if d > lowest[t] else 0.0) / s
         away = -total[t] * (others / s) if y > 0.5 else total[t] * y - total[t]
         pull = 2.0 * zeta[t] * (m[t] + log_sum[t]) if zeta[t] != 0.0 else 0.0
         high, left = quotient(scale[t] * (total[t] + pull), others, wm[t])
