@@ -69,7 +69,9 @@ def reduce_rows(p: Problem, loss: Array, w: Weighing, *, xp: Any) -> Array:
     if not w.part and (own := aside("reduce_rows", p, loss, w, dtype)) is not None:
         return own
     loss = _reduced(p, loss, w, xp=xp)
-    return loss if w.part and w.reduction != "none" else rounded(loss, dtype, xp)
+    if not w.part or w.reduction == "none":
+        loss = rounded(loss, dtype, xp)
+    return 0.0 - (0.0 - loss)  # never −0.0, of whatever weight or target
 
 
 def _reduced(p: Problem, loss: Array, w: Weighing, *, xp: Any) -> Array:
@@ -83,7 +85,7 @@ def _reduced(p: Problem, loss: Array, w: Weighing, *, xp: Any) -> Array:
     else:
         loss = weighing.sum_of_rows(loss, xp)
         loss = loss if w.divisor is None else weighing.mean_of(loss, w.divisor, xp)
-    return 0.0 - (0.0 - loss)  # never −0.0, of whatever weight or target
+    return loss
 
 
 def _unless_checked(given: GivenLoss, bad: Array) -> Array | None:
