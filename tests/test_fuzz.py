@@ -93,7 +93,7 @@ def test_a_planted_fault_is_found(monkeypatch, verb, capsys):
     module = losses if hasattr(losses, verb) else functions
     right, wrong = getattr(module, verb), FAULTS[verb]
     monkeypatch.setattr(module, verb, lambda *arrays, **options: wrong(right, *arrays, **options))
-    report = fuzz.fuzz(range(600), 1, WAYS, verbs=[verb])
+    report = fuzz.fuzz(range(2000), 1, WAYS, verbs=[verb])
     assert report.failures
     assert any(SAYS.get(verb, "") in what for _, what, _ in report.failures)
     _, what, repeat = report.failures[0]

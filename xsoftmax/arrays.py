@@ -108,14 +108,24 @@ def may_be_cut(x: Any, xp: Any) -> bool:
 def looked_up(table: Any, index: Any, xp: Any) -> Any:
     """`table[index]` of a table with one axis, for an index of any shape that lies inside."""
     library = library_of(xp)
-    if library in ("cupy", "jax", "numpy", "torch"):
+    if library in ("cupy", "numpy", "torch"):
         return table[index]
+    if library == "jax":
+        return table.at[index].get(out_sharding=_told_sharding(index))
     if library in ("cubed", "dask"):  # their own indexing computes the index, or takes one axis alone
         blockwise = import_module("dask.array" if library == "dask" else library).apply_gufunc
         whole = table.rechunk((table.shape[0],))
         return blockwise(_at, "(k),()->()", whole, index, output_dtypes=table.dtype)
     entries = xp.take(table, xp.reshape(index, (-1,)), axis=0)
     return xp.reshape(entries, index.dynamic_shape if None in index.shape else index.shape)  # of ndonnx, where traced
+
+
+def _told_sharding(x: Any) -> Any:
+    """The sharding of a JAX array whose type tells it; None where its compiler finds it."""
+    import jax
+
+    sharding = jax.typeof(x).sharding
+    return sharding if sharding.mesh.are_all_axes_explicit and not sharding.mesh.empty else None
 
 
 def _at(table: Any, index: Any) -> Any:

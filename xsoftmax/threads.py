@@ -37,8 +37,8 @@ def set_num_threads(n: int, /) -> None:
 
     Notes
     -----
-    The default is ``XSOFTMAX_NUM_THREADS`` (empty: unset), or the processors this process may use. A call works on its own
-    thread alone where no other can be started.
+    The default is ``XSOFTMAX_NUM_THREADS`` (empty: unset), or the processors this process may use. A call works on its
+    own thread alone where no other can be started.
 
     Examples
     --------
