@@ -413,11 +413,12 @@ def sum_of_targets(
     labels: bool,
     label_smoothing: float,
     like: Array,
-    axis: int,
+    axes: Axes,
     xp: Any,
 ) -> tuple[Array, Array | float]:
     """T = (1 − ε) Σ weight · target + ε Σ weight / K, in two parts; weights of labels are looked up, without t"""
     sum_t: tuple[Array, Array | float]
+    axis = axes[0]
     if labels and (weight is None or weight.shape[axis] == math.prod(weight.shape)):
         label = with_axis(given, axis)
         is_class = (label >= 0) & (label < like.shape[axis])
@@ -427,7 +428,7 @@ def sum_of_targets(
         sum_t = xp.where(is_class, of_label, xp.full_like(of_label, math.nan)), 0.0
     else:
         t = targets(given, where, weight, labels=labels, label_smoothing=0.0, like=like, axis=axis, xp=xp)
-        sum_t = apart(t, (axis,), xp=xp)
+        sum_t = apart(t, axes, xp=xp)
     if not label_smoothing:
         return sum_t
     own = (1.0 - label_smoothing) * (sum_t[0] + sum_t[1])

@@ -293,7 +293,7 @@ def _second_order(
         labels=p.labels,
         label_smoothing=p.label_smoothing,
         like=z,
-        axis=p.axes[0],
+        axes=p.axes,
         xp=xp,
     )
     inner = replace(p, dtype=p.compute, result=p.compute, temperature=1.0, softcap=None, wants=())
