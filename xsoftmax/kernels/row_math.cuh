@@ -75,10 +75,12 @@ XS_CALLED Real far_quotient(Real x, Real m, double temperature) {
     return Real(2.0 * ((0.5 * double(x) - 0.5 * double(m)) / temperature));
 }
 
+// (x − m) / T, and what the rounding of x − m leaves of it: a power of two is exact.
 template <class Real>
-XS_FUNCTION Real quotient(Real x, Real m, double temperature) {
-    Real d = x - m;
-    return is_moderate<Real>(temperature) && is_finite(d) ? d / Real(temperature) : far_quotient(x, m, temperature);
+XS_FUNCTION Sum<Real> quotient(Real x, Real m, double temperature) {
+    Sum<Real> d = difference(x, m);
+    if (!is_moderate<Real>(temperature) || !is_finite(d.high)) return {far_quotient(x, m, temperature), 0};
+    return {d.high / Real(temperature), d.low / Real(temperature)};
 }
 
 template <bool divided>
@@ -96,7 +98,10 @@ struct Temperature<true> {
 // t (m − x) / T, where m − x alone may overflow.
 template <class Real>
 XS_FUNCTION Sum<Real> distant(Real t, Real m, Real x, double temperature) {
-    if (temperature != 1.0) return {-t * quotient(x, m, temperature), 0};
+    if (temperature != 1.0) {
+        Sum<Real> z = quotient(x, m, temperature);
+        return {-t * z.high, -t * z.low};
+    }
     Sum<Real> d = difference(m, x);
     Real far = product(t, d.high);
     if (is_finite(far)) return {far, fma(t, d.high, -far) + t * d.low};
@@ -131,8 +136,8 @@ struct Scale : Temperature<A::divided> {
     XS_FUNCTION bool is_divided() const { return A::divided && temperature != 1.0; }
     XS_FUNCTION Sum<Real> term(Real x) const {
         if (!is_divided()) return A::exp(Compared(x) >= floor ? x - c : lowest, k);
-        Real z = quotient(x, m, temperature);
-        return A::exp(z >= lowest ? z : lowest, k);
+        Sum<Real> z = quotient(x, m, temperature), e = A::exp(z.high >= lowest ? z.high : lowest, k);
+        return {fma(e.high, z.low, e.high), e.low};
     }
     XS_FUNCTION bool is_below(Real x) const { return Compared(x) < Compared(m); }
     XS_FUNCTION bool is_maximum(Real x) const { return Compared(x) == Compared(m); }
@@ -220,8 +225,9 @@ struct Row {
     XS_FUNCTION Sum<Real> rescaled(Sum<Real> below, const Scale<A>& to) const {
         int n = to.k - at.k;  // in two steps, each of which is a normal number
         if (at.is_divided()) {
-            Real half = quotient(at.m, to.m, at.temperature) / 2;
-            return half < -A::reach / 2 ? Sum<Real>{0, 0} : below * A::exp(half, 0).high * A::exp(half, 0).high;
+            Sum<Real> z = quotient(at.m, to.m, at.temperature);
+            Real root = A::exp(z.high / 2, 0).high;
+            return z.high < -A::reach ? Sum<Real>{0, 0} : below * root * fma(root, z.low, root);
         }
         if (at.m - to.m < -A::reach) return {0, 0};
         if (at.c == to.c) return below * power_of_two<Real>(n / 2) * power_of_two<Real>(n - n / 2);
@@ -292,7 +298,9 @@ struct LogSoftmax {
     XS_FUNCTION explicit LogSoftmax(const RowSums& row)
         : m(Real(row.m)), log_sum(Real(row.log_sum)), temperature(row.temperature) {}
     XS_FUNCTION Real operator()(Real x) const {
-        return (A::divided && temperature != 1.0 ? quotient(x, m, temperature) : x - m) - log_sum;
+        if (!A::divided || temperature == 1.0) return (x - m) - log_sum;
+        Sum<Real> z = quotient(x, m, temperature);
+        return (z.high - log_sum) + z.low;
     }
 };
 
