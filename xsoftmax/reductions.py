@@ -71,7 +71,8 @@ def reduce_rows(p: Problem, loss: Array, w: Weighing, *, xp: Any) -> Array:
     loss = _reduced(p, loss, w, xp=xp)
     if not w.part or w.reduction == "none":
         loss = rounded(loss, dtype, xp)
-    return 0.0 - (0.0 - loss)  # never −0.0, of whatever weight or target
+    zero = xp.zeros_like(loss)  # of its dtype: on NumPy 2.1's other threads a number is a float64
+    return zero - (zero - loss)  # never −0.0, of whatever weight or target
 
 
 def _reduced(p: Problem, loss: Array, w: Weighing, *, xp: Any) -> Array:

@@ -240,7 +240,7 @@ if hasattr(os, "register_at_fork"):
 
 def _checked(n: Any, function: str, argument: str) -> int:
     try:
-        if isinstance(n, bool):
+        if type(n).__name__ in ("bool", "bool_"):  # NumPy's too, which warns before it is no index
             raise TypeError
         number = operator.index(n)
     except TypeError:
