@@ -80,13 +80,14 @@ def _reduced(p: Problem, loss: Array, w: Weighing, *, xp: Any) -> Array:
         loss = xp.where(w.absent, xp.zeros_like(loss), loss)
     if w.bad is not None:
         loss = xp.where(w.bad, xp.full_like(loss, math.nan), loss)
-    loss = loss if w.s is None else loss * w.s
+    if w.s is not None:
+        loss = loss * w.s
     if w.reduction == "none":
-        loss = xp.squeeze(loss, axis=p.axes[0])
-    else:
-        loss = weighing.sum_of_rows(loss, xp)
-        loss = loss if w.divisor is None else weighing.mean_of(loss, w.divisor, xp)
-    return loss
+        return xp.squeeze(loss, axis=p.axes[0])
+    loss = weighing.sum_of_rows(loss, xp)
+    if w.divisor is None:
+        return loss
+    return weighing.mean_of(loss, w.divisor, xp)
 
 
 def _unless_checked(given: GivenLoss, bad: Array) -> Array | None:

@@ -237,7 +237,7 @@ def _gradient_of_softmax_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Arr
 
 
 def _over(c: _Call, a: Array) -> Array:
-    return a if _is_plain(c.p) else a / c.p.temperature
+    return formulas.over(a, c.p.temperature, xp=c.xp)
 
 
 softmax_gradient: _Rule = _Rule("softmax_gradient", _gradient_of_softmax_vjp, _gradient_of_softmax_jvp)
