@@ -1,6 +1,7 @@
 """Arrays of a backend in and out, for tests that compare with another library."""
 
 import numpy as np
+import pytest
 
 from xsoftmax import choose
 
@@ -10,6 +11,11 @@ def forget_choices():
     for cached in (choose._chosen, choose._with_own, choose.reasons, choose._module, choose._operation):
         cached.cache_clear()
     choose._quick.clear()
+
+
+def skip_inexact(xb):
+    if xb.name == "mlx":
+        pytest.skip("the float32 exp of mlx is off by up to 42 ulp")
 
 
 def widest(xb):

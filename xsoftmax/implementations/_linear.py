@@ -124,7 +124,8 @@ class Linear:
             return self.run(operation, inner, z, t, some, place, *state, xp=xp, out=out)
 
         states = [part("class_state", block) for block in classes]
-        side_by_side = formulas.State(*(xp.concat(arrays, axis=-1) for arrays in zip(*states, strict=True)))
+        columns = ([stored(a, self.p.library) for a in arrays] for arrays in zip(*states, strict=True))
+        side_by_side = formulas.State(*(xp.concat(arrays, axis=-1) for arrays in columns))
         state = formulas.merged(side_by_side, n, (-1,), xp=xp)
         loss = formulas.cross_entropy_of_state(state, rows.zeta, xp=xp) if "loss" in self.p.wants else None
         pairs = zip(classes, states, strict=True)
@@ -147,6 +148,7 @@ class Linear:
         shown = finite(cast(x, self.dtype, xp), xp)
         grad_x = Halved()
         for classes, g in gradients:
+            g = stored(g, self.p.library)
             for block in blocks(classes.start, classes.stop, self.plan.factors if self._is_converted() else None):
                 factor = cast(taken(self.factor, block), self.dtype, xp)
                 product = xp.matmul(taken(g, block, 1, classes.start), finite(factor, xp) if self.p.masked else factor)
@@ -162,3 +164,8 @@ class Linear:
 def finite(a: Array, xp: Any) -> Array:
     """What is absent has gradient 0, and may hold anything; what is not has made its row nan already."""
     return xp.where(xp.isfinite(a), a, xp.zeros_like(a))
+
+
+def stored(a: Array, library: str) -> Array:
+    """Arrays of sparse are multiplied and joined where their fill value is 0 alone: then each element is stored."""
+    return type(a).from_numpy(a.todense()) if library == "sparse" and a.fill_value else a
