@@ -28,6 +28,7 @@ _LOG_HALF = -math.log(2.0)
 _REACH = {"float32": 60.0, "float64": 600.0}
 _HUGE = 2.0**64  # of logits: differences are 0, or exp(z) is
 _LEAST = {"float32": 2.0**-126, "float64": 2.0**-1022}  # normal numbers
+_LARGE = {"float32": 2.0**96, "float64": 2.0**992}  # 2 ζ times more may overflow
 # Adding less than half an ulp to the largest does not overflow.
 _SPARE = {"float32": float.fromhex("0x1.ffffep+102"), "float64": float.fromhex("0x1.fffffffffffp+969")}
 
@@ -497,7 +498,13 @@ def _grad(
     y: Array, not_y: Array, t: Array, sum_t: Array, others: Array, zeta: Array | float, lse: Array, *, xp: Any
 ) -> Array:
     grad = xp.where(y > 0.5, others - sum_t * not_y, sum_t * y - t)
-    return grad if _is(zeta, 0.0) else grad + 2.0 * zeta * lse * y
+    return grad if _is(zeta, 0.0) else grad + 2.0 * zeta * (lse * y)  # 0 where y is
+
+
+def unit(lse: Array, *, xp: Any) -> Array:
+    """A power of two for a row: with it 2 ζ logsumexp does not overflow where the row's scale makes a number of it."""
+    large = xp.abs(lse) > _LARGE.get(dtype_name(lse), _LARGE["float64"])
+    return xp.where(large, xp.full_like(lse, 2.0**-32), xp.ones_like(lse))
 
 
 class Curvature(NamedTuple):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+from xsoftmax.verify.compare import Arithmetic, judge
 from xsoftmax.verify.oracle import expected
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "accuracy_cases.json").read_text(encoding="utf-8"))["cases"]
@@ -174,6 +175,25 @@ def test_signed_logsumexp_against_scipy():
         for value, answer in zip(got, want, strict=True):
             assert value.shape == answer.shape
             assert np.allclose(value.astype(float), answer, rtol=1e-12)
+
+
+def test_signed_terms_beside_1_keep_all_that_is_a_number():
+    x = np.array([0.0, -740.0, -741.0, -744.0])
+    got = one("logsumexp", {"x": x}, b=np.array([1.0, 1.0, -2.0, 1.0]))[()]
+    with mp80.workdps(700):
+        exact = mp80.log1p(mp80.exp(-740) - 2 * mp80.exp(-741) + mp80.exp(-744))
+    assert abs(got - exact) < abs(exact) * mp80.mpf("1e-20")
+
+
+@pytest.mark.parametrize("off, fails", [(1, False), (5, True)])
+def test_a_temperature_makes_more_of_what_a_subnormal_probability_lost(off, fails):
+    arrays, temperature = {"logits": np.array([[0.0, 178.0]]), "targets": np.array([1])}, 0.25
+    verb, options = "cross_entropy_grad_and_hessian_diag", {"temperature": temperature, "reduction": "none"}
+    _, exact = expected((verb,), arrays, options)[verb]
+    y = np.exp(-178.0 / temperature) + off * 2.0**-1074
+    verdict = judge(np.full((1, 2), y / temperature**2), exact, Arithmetic("float64"))
+    assert bool(verdict.failures) == fails
+    assert fails or verdict.exempted == {"underflowing sums": 2}
 
 
 def test_divergences_against_scipy():

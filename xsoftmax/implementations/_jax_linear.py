@@ -210,7 +210,7 @@ def _gradient_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
     if zeta is not None or call.zeta:
         d = d + 2.0 * _zeta(call, zeta) * (d_lse * y + lse * dy)
     if zeta is not None:
-        d = d + 2.0 * d_zeta * lse * y
+        d = d + 2.0 * d_zeta * (lse * y)
     return _gradient(call, *primals), d
 
 
@@ -251,7 +251,7 @@ def _loss_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
 
     change = _along(call, given, d, {"state": state, "lse": lse, "sum_t": sum_t}, of_block)
     if _varies(d.zeta):
-        change = change + lse * lse * d.zeta
+        change = change + lse * (lse * d.zeta)
     return _loss(call, *primals), change
 
 

@@ -104,6 +104,7 @@ def cross_entropy(
         loss = formulas.of_kept(formulas.cross_entropy(z, e, t, rows.zeta, p.axes, xp=xp), rows.where, p.axes, xp=xp)
     if "grad" in p.wants:
         lse = e.m + e.log_sum(xp=xp)
+        rows, t = _in_units(rows, lse, t, xp=xp)
         grad = formulas.cross_entropy_grad(e.softmax(), e.complement(xp=xp), t, rows.zeta, lse, p.axes, xp=xp)
         grad = _of_logits(p, grad, x, rows, xp)
     return loss, grad
@@ -136,6 +137,8 @@ def class_grad(
 ) -> Array:
     """The gradient at some classes, scaled by `rows.scale`, from their own state and that of the whole rows."""
     x, z, t = _capped_rows(p, x, targets, rows, xp, part)
+    rows, t, top, others = _in_units(rows, state.m + state.log_sum(xp=xp), t, state.top, state.others, xp=xp)
+    state = state._replace(top=top, others=others)
     grad = formulas.cross_entropy_grad_of_part(z, state, t, rows.zeta, part.classes, xp=xp)
     return _of_logits(p, grad, x, rows, xp)
 
@@ -195,30 +198,40 @@ linear_cross_entropy = _linear.linear_cross_entropy
 
 def cross_entropy_hvp(p: Problem, x: Array, targets: Array, rows: Rows, v: Array, *, xp: Any, run: Any) -> Array:
     """Σ_j ∂²L/∂x_i∂x_j v_j = z′_i Σ_j ∂²L/∂z_i∂z_j z′_j v_j + ∂L/∂z_i z″_i v_i"""
-    x, z, of = _second_order(p, x, targets, rows, xp, run)
+    x, z, of, in_units = _second_order(p, x, targets, rows, xp, run)
     slope, curvature = formulas.capped_derivatives(x, p.softcap, xp=xp)
     v = masked(cast(v, p.compute, xp), rows.where, 0.0, xp)
     product = formulas.hessian_product(of, v if slope is None else slope * v, p.axes, xp=xp)
     product = formulas.over(product if slope is None else slope * product, p.temperature, xp=xp)
     if curvature is not None:
         product = product + _gradient(p, z, targets, rows, of, xp) * curvature * v
-    return scaled(p, formulas.over(product, p.temperature, xp=xp), rows, xp)
+    return scaled(p, formulas.over(product, p.temperature, xp=xp), in_units, xp)
 
 
 def cross_entropy_hessian_diag(p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any) -> Array:
     """∂²L/∂x_i² = z′_i² ∂²L/∂z_i² + ∂L/∂z_i z″_i"""
-    x, z, of = _second_order(p, x, targets, rows, xp, run)
+    x, z, of, in_units = _second_order(p, x, targets, rows, xp, run)
     slope, curvature = formulas.capped_derivatives(x, p.softcap, xp=xp)
     diag = formulas.hessian_diag(of, p.axes, xp=xp)
     diag = formulas.over(diag if slope is None else slope * slope * diag, p.temperature, xp=xp)
     if curvature is not None:
         diag = diag + _gradient(p, z, targets, rows, of, xp) * curvature
-    return scaled(p, formulas.over(diag, p.temperature, xp=xp), rows, xp)
+    return scaled(p, formulas.over(diag, p.temperature, xp=xp), in_units, xp)
 
 
 def _gradient(p: Problem, z: Array, targets: Array, rows: Rows, of: formulas.Curvature, xp: Any) -> Array:
     t, not_y = target_rows(p, targets, rows, z, xp), formulas.complement(of.y, p.axes, xp=xp)
+    rows, t = _in_units(rows, of.lse, t, xp=xp)
     return formulas.cross_entropy_grad(of.y, not_y, t, rows.zeta, of.lse, p.axes, xp=xp)
+
+
+def _in_units(rows: Rows, lse: Array | None, *of_t: Array | float, xp: Any) -> tuple[Any, ...]:
+    """ζ and what is linear in the targets times `formulas.unit`, which the row's scale takes back."""
+    if isinstance(rows.zeta, float) and rows.zeta == 0.0:
+        return rows, *of_t
+    unit = formulas.unit(lse, xp=xp)
+    scale = (1.0 if rows.scale is None else rows.scale) / unit
+    return rows._replace(scale=scale, zeta=rows.zeta * unit), *(a * unit for a in of_t)
 
 
 def cross_entropy_from_probs(p: Problem, probs: Array, targets: Array, rows: Rows, *, xp: Any, run: Any) -> Array:
@@ -283,7 +296,7 @@ def target_rows(
 
 def _second_order(
     p: Problem, x: Array, targets: Array, rows: Rows, xp: Any, run: Any
-) -> tuple[Array, Array, formulas.Curvature]:
+) -> tuple[Array, Array, formulas.Curvature, Rows]:
     """What Hessian products are made of: softmax and logsumexp through the chooser, so that they have their rules."""
     x, z = _capped(p, x, rows, xp)
     sum_t = formulas.sum_of_targets(
@@ -302,7 +315,8 @@ def _second_order(
     lse = None
     if p.z_loss:  # −∞ · 0 would be nan
         lse = formulas.of_kept(run("logsumexp", inner, z, rows.where, xp=xp), rows.where, p.axes, xp=xp)
-    return x, z, formulas.Curvature(y, r, sum_t, rows.zeta, lse)
+    in_units, high, low = _in_units(rows, lse, *sum_t, xp=xp)
+    return x, z, formulas.Curvature(y, r, (high, low), in_units.zeta, lse), in_units
 
 
 def scaled(p: Problem, grad: Array, rows: Rows, xp: Any) -> Array:

@@ -233,7 +233,7 @@ def _loss_tangent(call: _Call, primals: Any, tangents: Any, grad: Array, t: Arra
         d.append(call.total(times(-log_y, dt)))
     if _varies(d_zetas):
         lse = _of_kept(call, _logsumexp(call, x, where), where)
-        d.append(lse * lse * d_zetas)
+        d.append(lse * (lse * d_zetas))
     return sum(d)
 
 

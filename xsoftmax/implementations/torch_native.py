@@ -448,7 +448,8 @@ def _loss_back(c: _Call, kept: list[Any], u: Array) -> Arrays:
     if c.needs[1] or c.needs[3]:
         dtargets, dweight = row.back_from_t(u, row.surprise())
     if c.needs[5]:
-        dzeta = (u * row.log_normaliser() ** 2).sum_to_size(row.rows.zeta.shape)
+        lse = row.log_normaliser()
+        dzeta = (u * lse * lse).sum_to_size(row.rows.zeta.shape)
     return dx, dtargets, None, dweight, None, dzeta
 
 
@@ -466,7 +467,7 @@ def _gradient_back(c: _Call, kept: list[Any], u: Array) -> Arrays:
         dscale = c.sum(u * row.gradient(None, c.p.compute)).sum_to_size(scale.shape)
     if c.needs[5]:
         y_v = c.sum(row.of_z(softmax) * row.times_slope(scaled))
-        dzeta = (2.0 * row.log_normaliser() * y_v).sum_to_size(row.rows.zeta.shape)
+        dzeta = (2.0 * (row.log_normaliser() * y_v)).sum_to_size(row.rows.zeta.shape)
     return dx, dtargets, None, dweight, dscale, dzeta
 
 
@@ -486,7 +487,7 @@ def _loss_forth(row: _Row, tangents: Arrays) -> Array:
         c.wide(torch.zeros_like(torch.narrow(row.x, c.p.axes[0], 0, 1))),  # a scale alone doesn't touch the loss
         None if dx is None else c.sum(row.gradient(None, c.p.compute) * c.wide(dx, row.rows.where)),
         None if dt is None else c.sum(_times(dt, row.surprise())),
-        None if dzeta is None else row.log_normaliser() ** 2 * dzeta,
+        None if dzeta is None else dzeta * (lse := row.log_normaliser()) * lse,
     )
 
 
@@ -496,7 +497,7 @@ def _gradient_forth(row: _Row, tangents: Arrays) -> Array | None:
     parts = [
         None if dx is None else row.hessian_product(c.wide(dx, row.rows.where), c.p.compute),
         None if dt is None else row.times_slope(row.gradient_at(dt)),
-        None if dzeta is None else row.times_slope(2.0 * row.log_normaliser() * row.of_z(softmax)) * dzeta,
+        None if dzeta is None else row.times_slope(row.log_normaliser() * row.of_z(softmax)) * (2.0 * dzeta),
     ]
     if (total := _total(*parts)) is not None and scale is not None:
         total = _times(scale, total)

@@ -285,6 +285,12 @@ def quotient(factor: float, q: float, wm: float) -> tuple[float, float]:
 
 
 @jit(**EXACT)
+def unit(zeta: float, lse: float) -> float:
+    """A power of two with which 2 ζ logsumexp does not overflow where the row's scale makes a number of it."""
+    return 2.0**-32 if zeta != 0.0 and abs(lse) > 2.0**992 else 1.0
+
+
+@jit(**EXACT)
 def times(e: Any, size: int, factor: float, y: Any) -> None:
     for j in range(size):
         y[j] = e[j] * factor

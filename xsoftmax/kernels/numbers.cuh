@@ -52,6 +52,7 @@ struct Format<float> {
     typedef unsigned Bits;
     static constexpr int digits = 23, bias = 127;
     static constexpr float round = 0x1.8p23f;  // adding it rounds to an integer, found in the lowest bits
+    static constexpr float large = 0x1p96f;
     static constexpr float ln2 = 0x1.62e430p-1f, ln2_rest = -0x1.05c610p-29f;
     static XS_FUNCTION float infinity() { return from_bits(0x7f800000); }
 };
@@ -61,6 +62,7 @@ struct Format<double> {
     typedef unsigned long long Bits;
     static constexpr int digits = 52, bias = 1023;
     static constexpr double round = 0x1.8p52;
+    static constexpr double large = 0x1p992;
     static constexpr double ln2 = 0x1.62e42fefa39efp-1, ln2_rest = 0x1.abc9e3b39803fp-56;
     static XS_FUNCTION double infinity() { return from_bits(Int64(0x7ff0000000000000)); }
 };

@@ -128,11 +128,11 @@ struct Results<P, label_loss> {
           loss(sums, parts.row.at, view.label_weight(), view.zeta(), x),
           scale(view.scale()),
           shares(sums, scale * loss.pull),
-          at_label(Real(scale * loss.at_label)) {}
+          at_label(loss.gradient_at_label(scale)) {}
     XS_FUNCTION void store(const View<P>& view) const { store_loss(view, loss.loss); }
     // A row that is absent has gradient 0, whatever it holds.
     XS_FUNCTION Real operator()(const View<P>& view, int c, Real w, Real) const {
-        return scale == 0.0 ? Real(0) : c == view.label ? at_label : shares(w);
+        return scale == 0.0 ? Real(0) : c == view.label ? at_label : loss.gradient(shares(w), w);
     }
 };
 

@@ -26,8 +26,10 @@ from .exponentials import (
     reach,
     refill,
     scaled,
+    times,
     together,
     two_sum,
+    unit,
 )
 from .vector_math import EXACT, SUMS, exp, fused, item, jit, log1p, pointer
 
@@ -78,10 +80,14 @@ def cross_entropy_labels(
                 d, lowest = at_label - c, (m - c) - reach(x_type)
                 e = exp(max(d, lowest), k, pointer(row, x_type)[0])
                 y = e / s if d > lowest else 0.0
+                small = unit(z, lse)
+                total *= small
                 away = -total * (q / s) if y > 0.5 else total * y - total
-                pull = 2.0 * z * lse if z != 0.0 else 0.0
+                pull = 2.0 * z * small * lse if z != 0.0 else 0.0
                 scaled(row, x_type, classes, m, c, k, quotient(factor * (total + pull), q, wm), w, keep, to, grad_type)
                 g[label] = factor * (away + pull * y)
+                if small < 1.0:
+                    times(g, classes, 1.0 / small, g)
     alive(space)
 
 
@@ -140,7 +146,6 @@ def cross_entropy_dense(
                 fill(pointer(to, grad_type), classes, math.nan)
             else:
                 s = q + wm
-                pull = 2.0 * z * lse if z != 0.0 else 0.0
                 top = others - total * (q / s)  # at a class with more than half of y
                 _dense_grad(
                     row,
@@ -154,8 +159,9 @@ def cross_entropy_dense(
                     quotient(1.0, q, wm),
                     total,
                     top,
-                    pull,
+                    lse if z != 0.0 else 0.0,
                     factor,
+                    2.0 * z * factor,
                     w,
                     keep,
                     to,
@@ -167,7 +173,7 @@ def cross_entropy_dense(
 @jit(**EXACT)
 def _dense_grad(
     x: int, x_type: Any, t: int, t_type: Any, classes: int, m: float, c: float, k: int, inverse: tuple[float, float],
-    total: float, top: float, pull: float, factor: float, w: int, keep: bool, to: int, grad_type: Any,
+    total: float, top: float, lse: float, factor: float, pull: float, w: int, keep: bool, to: int, grad_type: Any,
 ) -> None:  # fmt: skip
     for start in range(0, classes, BLOCK):
         size = min(BLOCK, classes - start)
@@ -177,7 +183,7 @@ def _dense_grad(
         for j in range(size):
             y = fused(e[j], inverse[0], e[j] * inverse[1])
             away = top if y > 0.5 else total * y - np.float64(u[j])
-            e[j] = factor * (away + pull * y)
+            e[j] = factor * away + pull * (y * lse)
         for j in range(size):
             g[j] = e[j]
 

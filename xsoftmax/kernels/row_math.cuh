@@ -313,20 +313,29 @@ XS_FUNCTION double z_loss(const RowSums& row, double zeta) {
     return zeta == 0.0 ? 0.0 : zeta * lse * lse;
 }
 
-// Its derivative by x_i is this times y_i.
-XS_FUNCTION double z_pull(const RowSums& row, double zeta) { return zeta == 0.0 ? 0.0 : 2.0 * zeta * row.logsumexp(); }
-
-// t = T at the label, 0 elsewhere. Any other class's gradient is Shares(row, factor · pull).
+// t = T at the label, 0 elsewhere. The gradient is one of two numbers times `larger`, a power of two: without it 2 ζ lse
+// could overflow where factor makes a number of it.
 template <class A>
 struct LabelLoss {
+    typedef typename A::Real Real;
     double loss, pull, at_label;
+    Real larger, least;
 
-    XS_FUNCTION LabelLoss(const RowSums& row, const Scale<A>& at, double total, double zeta, typename A::Real x) {
-        double s = row.q + row.wm, y = at.term(x).value() / s;
+    XS_FUNCTION LabelLoss(const RowSums& row, const Scale<A>& at, double total, double zeta, Real x) {
+        double s = row.q + row.wm, y = at.term(x).value() / s, lse = zeta == 0.0 ? 0.0 : row.logsumexp();
         bool majority = row.has_majority() && double(x) == row.m;
         loss = total * row.log_sum + row.far(total, double(x)) + z_loss(row, zeta);
-        pull = total + z_pull(row, zeta);
-        at_label = (majority ? -total * (row.q / s) : total * y - total) + z_pull(row, zeta) * y;
+        larger = lse > Format<Real>::large || -lse > Format<Real>::large ? Real(0x1p32) : Real(1);
+        least = Real(row.wm) * Real(0x1p-64);
+        total /= double(larger);
+        double of_lse = 2.0 * zeta / double(larger) * lse;
+        pull = total + of_lse;
+        at_label = (majority ? -total * (row.q / s) : total * y - total) + of_lse * y;
+    }
+    XS_FUNCTION Real gradient_at_label(double factor) const { return Real(factor * at_label) * larger; }
+    // `share` is that of w in Shares(row, factor · pull). In a row so large w is 0 but for the ties of the maximum.
+    XS_FUNCTION Real gradient(Real share, Real w) const {
+        return larger == 1 ? share : w < least ? Real(0) : share * larger;
     }
 };
 
@@ -391,7 +400,7 @@ struct TargetLoss {
     typedef typename A::Real Real;
     double loss;
     Shares<A> shares;
-    Real wm, total, at_majority, pull, factor;
+    Real wm, total, at_majority, lse, pull, factor;
     bool majority;
 
     XS_FUNCTION TargetLoss(const RowSums& row, const Scale<A>& at, const TargetSums<A>& t, double zeta, double scale)
@@ -399,7 +408,8 @@ struct TargetLoss {
         double sum = t.total.value();
         loss = sum * row.log_sum + value_or_infinity(t.far) + z_loss(row, zeta);
         wm = at.term(at.m).high;
-        total = Real(sum), pull = Real(z_pull(row, zeta)), factor = Real(scale);
+        lse = zeta == 0.0 ? Real(0) : Real(row.logsumexp());
+        total = Real(sum), pull = Real(2.0 * zeta * scale), factor = Real(scale);
         at_majority = Real(t.others.value() - sum * (row.q / (row.q + row.wm)));
         majority = row.has_majority();
     }
@@ -407,7 +417,7 @@ struct TargetLoss {
     XS_FUNCTION Real gradient(Real t, Real w) const {
         Real y = shares(w);
         Real away = majority && w == wm ? at_majority : fma(total, y, -t);
-        return factor * fma(pull, y, away);
+        return fma(pull, y * lse, factor * away);
     }
 };
 

@@ -26,6 +26,7 @@ from .exponentials import (
     reach,
     shift,
     two_sum,
+    unit,
 )
 from .vector_math import EXACT, exp, fetch, fused, item, jit, larger, log1p, pointer
 
@@ -39,6 +40,7 @@ _LINE = 8 * WIDTH
 _TOP, _WHERE, _NAN, _M, _AT, _C, _K, _LOWEST, _WM, _Q, _LOW, _PART, _LOG_SUM, _FACTOR, _REST = range(15)
 _SCALE, _ZETA, _LOSS, _LABEL, _X_LABEL, _AWAY, _PULL, _TOTAL, _OTHERS, _FAR = range(15, 25)
 _TOTAL_LOW, _OTHERS_LOW, _FAR_LOW, _TOTAL_PART, _OTHERS_PART, _FAR_PART = range(25, 31)
+_LSE = _X_LABEL  # of dense targets
 _STREAMS = 31  # where the logits and results of a later tile lie: address and step from class to class, of each
 _NUMBERS = 32
 # from the numbers on: fours of classes, results of a block, logits
@@ -526,21 +528,23 @@ def _label_losses(space: int) -> None:
 
 @jit(**EXACT)
 def _label_slopes(space: int, x_type: Any) -> None:
-    """The gradient at the label, and what e is multiplied by elsewhere."""
+    """The gradient at the label, and what e is multiplied by elsewhere; by what both are too small."""
     m, log_sum, wm, c = line(space, _M), line(space, _LOG_SUM), line(space, _WM), line(space, _C)
     q, low, part = line(space, _Q), line(space, _LOW), line(space, _PART)
     k, lowest = pointer(space + _LINE * _K, np.int64), line(space, _LOWEST)
     total, x_label, zeta, scale = line(space, _TOTAL), line(space, _X_LABEL), line(space, _ZETA), line(space, _SCALE)
-    factor, rest, at_label = line(space, _FACTOR), line(space, _REST), line(space, _AWAY)
+    factor, rest, at_label, lacking = line(space, _FACTOR), line(space, _REST), line(space, _AWAY), line(space, _PULL)
     for t in range(WIDTH):
         others = q[t] + part[t] + low[t]
         d = x_label[t] - c[t]
         s = others + wm[t]
         e = exp(d if d > lowest[t] else lowest[t], k[t], x_type)
         y = (e if d > lowest[t] else 0.0) / s
-        away = -total[t] * (others / s) if y > 0.5 else total[t] * y - total[t]
-        pull = 2.0 * zeta[t] * (m[t] + log_sum[t]) if zeta[t] != 0.0 else 0.0
-        high, left = quotient(scale[t] * (total[t] + pull), others, wm[t])
+        small = unit(zeta[t], m[t] + log_sum[t])
+        sum_t, lacking[t] = total[t] * small, 1.0 / small
+        away = -sum_t * (others / s) if y > 0.5 else sum_t * y - sum_t
+        pull = 2.0 * zeta[t] * small * (m[t] + log_sum[t]) if zeta[t] != 0.0 else 0.0
+        high, left = quotient(scale[t] * (sum_t + pull), others, wm[t])
         none = scale[t] == 0.0
         lost = 0.0 if none or abs(m[t]) < np.inf else math.nan
         factor[t], rest[t] = (0.0 if none else high) + lost, 0.0 if none else left
@@ -558,6 +562,15 @@ def _label_gradients(w: int, first: int, size: int, space: int, to: int, to_step
         else:
             for t in range(WIDTH):
                 y[t] = at_label[t] if label[t] == this else e[t] * factor[t]
+
+
+@jit(**EXACT)
+def _enlarge(space: int, rows: int, classes: int, to: int, to_step: int, to_class_step: int, y_type: Any) -> None:
+    lacking = line(space, _PULL)
+    for t in range(rows):
+        if lacking[t] > 1.0:
+            for j in range(classes):
+                pointer(to + t * to_step + j * to_class_step, y_type)[0] *= lacking[t]
 
 
 @jit(**EXACT)
@@ -598,6 +611,7 @@ def cross_entropy_labels(
             _label_gradients(e, j, size, space, to, to_step, grad_type)
             if copied:
                 _store(out, rows, size, gj, grad_step, grad_class_step, grad_type, space + _FOURS)
+        _enlarge(space, rows, classes, gi, grad_step, grad_class_step, grad_type)
     alive(memory)
 
 
@@ -637,14 +651,16 @@ def _totals(space: int) -> None:
 
 @jit(**EXACT)
 def _dense_slopes(space: int) -> None:
-    """What y is multiplied by beside Σ t, and the gradient's first two terms at a class with more than half of y."""
+    """The gradient's first two terms at a class with more than half of y; what makes the third of y logsumexp."""
     m, log_sum, wm, zeta = line(space, _M), line(space, _LOG_SUM), line(space, _WM), line(space, _ZETA)
     q, low, part = line(space, _Q), line(space, _LOW), line(space, _PART)
     total, others, away, pull = line(space, _TOTAL), line(space, _OTHERS), line(space, _AWAY), line(space, _PULL)
+    scale, lse = line(space, _SCALE), line(space, _LSE)
     for t in range(WIDTH):
         q0 = q[t] + part[t] + low[t]
         away[t] = others[t] - total[t] * (q0 / (q0 + wm[t]))
-        pull[t] = 2.0 * zeta[t] * (m[t] + log_sum[t]) if zeta[t] != 0.0 else 0.0
+        pull[t] = 2.0 * zeta[t] * scale[t]
+        lse[t] = m[t] + log_sum[t] if zeta[t] != 0.0 else 0.0
 
 
 @jit(**EXACT)
@@ -652,13 +668,13 @@ def _dense_gradients(
     w: int, u: int, u_step: int, t_type: Any, size: int, space: int, to: int, to_step: int, y_type: Any
 ) -> None:
     factor, rest, away = line(space, _FACTOR), line(space, _REST), line(space, _AWAY)
-    pull, total, scale = line(space, _PULL), line(space, _TOTAL), line(space, _SCALE)
+    pull, total, scale, lse = line(space, _PULL), line(space, _TOTAL), line(space, _SCALE), line(space, _LSE)
     for j in range(size):
         e, target, grad = line(w, j), pointer(u + j * u_step, t_type), pointer(to + j * to_step, y_type)
         for t in range(WIDTH):
             y = fused(e[t], factor[t], e[t] * rest[t])
             a = away[t] if y > 0.5 else total[t] * y - np.float64(target[t])
-            grad[t] = scale[t] * (a + pull[t] * y) if scale[t] != 0.0 else 0.0
+            grad[t] = scale[t] * a + pull[t] * (y * lse[t]) if scale[t] != 0.0 else 0.0
 
 
 @jit(**EXACT)

@@ -150,7 +150,7 @@ def _signed_sum(levels, weights, counts) -> tuple:
     levels, weights, counts = levels[finite], weights[finite], counts[finite]
     if not levels.size:
         return -INF, INF, ZERO, ZERO
-    with MP.workprec(1024):
+    with MP.workprec(2200):  # from 1 to an ulp of the smallest number
         m = MP.mpf(float(levels.max()))
         terms = [
             n * MP.mpf(b) * exp(MP.mpf(a) - m)
@@ -304,8 +304,10 @@ def _cross_entropy(
             lost = pull * len(row)
             losses.add(i, loss, loss_unit, {"underflowing sums": lost, **_transform_slack(flat, transform, 0)})
             first, k = len(grad.values), len(z)
-            underflow = [{"underflowing sums": lost}] * 2
-            underflow.append({"underflowing sums": lost * max(map(abs, [*vector, ONE]))})
+            # of gradient, Hessian diagonal and product, which a small T makes more of after these roundings
+            slope = max(1 / MP.mpf(transform.temperature), ONE)
+            sizes = (slope, slope**2, slope**2 * max(map(abs, [*vector, ONE])))
+            underflow = [{"underflowing sums": lost * size} for size in sizes]
             for part, result in enumerate((grad, diag, hvp)):
                 for j, (value, unit) in enumerate((exact.grad, exact.hessian_diag, exact.hvp)[part]):
                     result.add(value, unit, **underflow[part], **_transform_slack(flat, transform, 1 + part * k + j))

@@ -60,7 +60,8 @@ void results(const double* x, const double* t, int classes, const int* ends, int
         Real w = row.at.term(Real(x[j])).high;
         softmax[j] = sums.finite() ? double(Result(y(w))) : nan();
         log_softmax[j] = sums.finite() ? double(Result(log_y(Real(x[j])))) : nan();
-        grad[j] = sums.finite() ? double(Result(j == label ? factor * by_label.at_label : double(shares(w)))) : nan();
+        double slope = j == label ? factor * by_label.at_label : double(by_label.gradient(shares(w), w));
+        grad[j] = sums.finite() ? double(Result(slope)) : nan();
         target_grad[j] = double(Result(by_targets.gradient(Real(t[j]), w)));
     }
     numbers[0] = sums.logsumexp();

@@ -148,6 +148,23 @@ def test_logsumexp_of_a_temperature(compiled):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_z_loss_of_the_largest_logits(compiled, layout, dtype):
+    """2 ζ logsumexp overflows where a row's scale makes a number of it."""
+    largest = float(np.finfo(dtype).max)
+    x, axis = laid(layout, np.array([[largest, 0, 1], [1, -largest / 2, largest / 2]], dtype), -np.inf)
+    labels, options = np.array([0, 1]), {"axis": axis, "z_loss": 0.6}
+    one_hot = np.zeros_like(x)
+    np.moveaxis(one_hot, axis, -1)[[0, 1], labels] = 1
+    for t in (labels, one_hot):
+        grad = compiled(lambda t=t: xs.cross_entropy_grad(x, t, **options))
+        expected = np.zeros_like(np.moveaxis(x, axis, -1))
+        expected[0, 0], expected[1, 2] = 0.6 * largest, 0.6 * largest / 2
+        expected[1, 1] = -0.5
+        np.testing.assert_allclose(np.moveaxis(grad, axis, -1), expected, rtol=8 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_distance_that_overflows_alone(compiled, layout):
     """t (m − x) is finite where m − x is not."""
     x = np.array([[1.7e308, -1.7e308, 0.0], [-1.7e308, 0.0, 1.7e308]])
