@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from xsoftmax import functions, losses
-from xsoftmax.backends import Backend, backend
+from xsoftmax.libraries.backends import Backend, backend
+from xsoftmax.verbs import functions, losses
 from xsoftmax.verify.cases import FLOATS, POSITIONAL
 from xsoftmax.verify.compare import Arithmetic, Verdict, judge
 from xsoftmax.verify.extended import REFERENCES, Long, Row, screen

@@ -5,8 +5,8 @@ python docs/support.py
 
 from pathlib import Path
 
-from xsoftmax.backends import _LIBRARIES
 from xsoftmax.implementations import REGISTRY
+from xsoftmax.libraries.backends import _LIBRARIES
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- support table: python docs/support.py -->", "<!-- end of the support table -->"

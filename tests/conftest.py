@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import hypothesis
 import pytest
 
-from xsoftmax.backends import NAMES, Backend, backend, backends
+from xsoftmax.libraries.backends import NAMES, Backend, backend, backends
 
 hypothesis.settings.register_profile("xsoftmax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("xsoftmax")

@@ -32,10 +32,11 @@ from fuzz_problems import POSITIONAL, VERBS, WITH_OUT, Head, Problem, draw
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from xsoftmax import functions, linear, losses, use_implementation
-from xsoftmax.backends import NAMES, Backend, backend
+from xsoftmax import use_implementation
 from xsoftmax.implementations import REGISTRY
+from xsoftmax.libraries.backends import NAMES, Backend, backend
 from xsoftmax.threads import get_num_threads, set_num_threads
+from xsoftmax.verbs import functions, linear, losses
 from xsoftmax.verify.cases import DTYPES
 from xsoftmax.verify.compare import Arithmetic, judge
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xsoftmax.backends import Backend
+from xsoftmax.libraries.backends import Backend
 
 
 def placed(xb: Backend, rng: np.random.Generator, a: np.ndarray) -> Any:

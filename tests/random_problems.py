@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xsoftmax import functions, losses
+from xsoftmax.verbs import functions, losses
 from xsoftmax.verify.cases import FLOATS, POSITIONAL
 from xsoftmax.verify.compare import Arithmetic, judge
 from xsoftmax.verify.inputs import numpy_dtype

@@ -15,20 +15,21 @@ import xsoftmax
 PACKAGE = Path(xsoftmax.__file__).parent
 TESTS = Path(__file__).parent
 
-# A module imports only from lower rows; within a row the graph has no circle. `backends` stands beside.
+# A folder imports only from lower rows; within a row the graph has no circle.
 ROWS = [
     {"__main__"},
     {"cli"},
-    {"verify", "bench"},
+    {"bench"},
+    {"verify"},
     {"__init__"},
-    {"explain"},
-    {"functions", "losses", "linear"},
-    {"problem", "checks", "choose", "graphs", "reductions"},
+    {"verbs"},
+    {"choose"},
     {"implementations"},
-    {"weighing", "formulas", "sums", "kernels", "blocks", "chunks", "strides", "threads", "arrays"},
+    {"weights", "formulas"},
+    {"calls"},
+    {"kernels", "libraries", "threads"},
 ]
 RANK = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}
-MAY_USE_BACKENDS = {"cli", "verify", "__init__"}
 RECORDS = {"Array", "Problem", "Rows"}  # what the seam hands down; an implementation names them and nothing else above
 
 ARRAY_LIBRARIES = {
@@ -87,13 +88,7 @@ def wrong_arrows(source, module):
         there = target.partition(".")[0]
         if here == there:
             continue
-        if there == "backends":
-            allowed = here in MAY_USE_BACKENDS
-        elif here == "backends":
-            allowed = False
-        else:
-            allowed = RANK[here] >= RANK[there] or (here, there) == ("implementations", "problem")
-        if not allowed:
+        if RANK[here] < RANK[there]:
             yield f"{module} imports {target}"
 
 
@@ -102,7 +97,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 def test_every_module_has_a_row():
     found = {module_of(path).partition(".")[0] for path in SOURCES}
-    assert found <= RANK.keys() | {"backends"}
+    assert found == RANK.keys()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
@@ -113,13 +108,13 @@ def test_arrows(path):
 @pytest.mark.parametrize(
     ("source", "module"),
     [
-        ("from xsoftmax.choose import run", "implementations.numpy_blocked"),
-        ("from .. import problem", "kernels.cpu"),
-        ("from xsoftmax import softmax", "losses"),
+        ("from xsoftmax.choose import run", "implementations.numpy.blocked"),
+        ("from ...calls import records", "kernels.cpu.rows"),
+        ("from xsoftmax import softmax", "verbs.losses"),
         ("import xsoftmax.cli", "verify.cases"),
-        ("def f():\n    import_module('xsoftmax.functions')", "choose"),
-        ("from .backends import backend", "functions"),
-        ("from . import choose", "backends"),
+        ("def f():\n    import_module('xsoftmax.verbs.functions')", "choose"),
+        ("from .. import choose", "calls.checks"),
+        ("from ..calls import checks", "libraries.backends"),
     ],
 )
 def test_arrows_catch_a_planted_offender(source, module):
@@ -128,17 +123,17 @@ def test_arrows_catch_a_planted_offender(source, module):
 
 def names_from_problem(source):
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("problem"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("calls.arguments"):
             yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "implementations").glob("*.py")), ids=module_of)
+@pytest.mark.parametrize("path", sorted((PACKAGE / "implementations").rglob("*.py")), ids=module_of)
 def test_implementations_take_only_the_records(path):
     assert set(names_from_problem(path.read_text())) <= RECORDS
 
 
 def test_more_than_a_record_is_caught():
-    assert set(names_from_problem("from ..problem import Problem, on_logits")) - RECORDS == {"on_logits"}
+    assert set(names_from_problem("from ...calls.arguments import Problem, on_logits")) - RECORDS == {"on_logits"}
 
 
 def test_type_checking_imports_are_no_arrows():
@@ -283,7 +278,8 @@ CREATION = {"arange", "asarray", "empty", "eye", "full", "linspace", "ones", "ze
 MUST_NAME_DEVICE = [
     path
     for path in SOURCES
-    if module_of(path).partition(".")[0] in ("formulas", "problem", "functions", "losses", "implementations")
+    if module_of(path).partition(".")[0] in ("formulas", "verbs", "implementations")
+    or module_of(path) == "calls.arguments"
 ]
 
 

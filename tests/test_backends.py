@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from xsoftmax.backends import NAMES, Backend, Status, backend, backends
+from xsoftmax.libraries.backends import NAMES, Backend, Status, backend, backends
 
 VALUES = np.asarray([[-1.5, 0.0, 2.0], [3.0, -0.25, 96.0]])  # exact in every floating dtype
 
@@ -288,7 +288,7 @@ def run_with(tmp_path, module, source, code):
     path = tmp_path / module / "__init__.py"
     path.parent.mkdir()
     path.write_text(textwrap.dedent(source))
-    load = "b = importlib.import_module('xsoftmax.backends')"
+    load = "b = importlib.import_module('xsoftmax.libraries.backends')"
     code = f"import importlib, sys; sys.path.insert(0, {str(tmp_path)!r})\n{load}\n{code}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

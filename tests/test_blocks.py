@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from xsoftmax import blocks
+from xsoftmax.implementations.numpy import views as blocks
 
 X = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
 

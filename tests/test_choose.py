@@ -1,5 +1,6 @@
 """Which implementation runs, and who says why."""
 
+import ast
 import asyncio
 import os
 import subprocess
@@ -38,7 +39,7 @@ def registry(monkeypatch):
             for operation, f in operations.items():
                 setattr(module, operation, f)
             monkeypatch.setitem(sys.modules, module.__name__, module)
-            table.append(Entry(name, library, off=off[0] if off else None))
+            table.append(Entry(name, library, name, off=off[0] if off else None))
         full = (*table, *implementations.REGISTRY)
         monkeypatch.setattr(choose, "REGISTRY", full)
         forget_choices()
@@ -52,11 +53,18 @@ def ones(problem, x, where, *, xp, run):
 
 
 def test_registry_is_literal_and_ends_with_the_formulas():
-    assert REGISTRY[-1] == Entry("array_api", "*")
+    assert REGISTRY[-1] == Entry("array_api", "*", "array_api.operations")
     assert [entry.library for entry in REGISTRY].count("*") == 1
     assert len({entry.name for entry in REGISTRY}) == len(REGISTRY)
     here = Path(implementations.__file__).parent
-    assert {entry.name for entry in REGISTRY} == {path.stem for path in here.glob("[a-z]*.py")}
+    with_refuses = {
+        ".".join(path.relative_to(here).with_suffix("").parts)
+        for path in here.rglob("*.py")
+        if any(
+            isinstance(node, ast.FunctionDef) and node.name == "refuses" for node in ast.parse(path.read_text()).body
+        )
+    }
+    assert {entry.module for entry in REGISTRY} == with_refuses
 
 
 def test_the_first_that_takes_the_problem_runs(registry):

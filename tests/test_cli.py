@@ -11,9 +11,9 @@ import pytest
 from calls import CALLS
 
 import xsoftmax
-from xsoftmax import functions
-from xsoftmax.backends import Status
 from xsoftmax.cli import main
+from xsoftmax.libraries.backends import Status
+from xsoftmax.verbs import functions
 
 SMALL = ["verify", "--backend", "numpy", "--verb", "softmax", "--dtype", "float32"]
 BENCH = ["bench", "--shape", "4,10", "20,30", "--repeats", "2", "--pause", "0"]
@@ -115,7 +115,7 @@ def test_wrong_usage(capsys, arguments):
 
 WITH_NUMPY_ALONE = """
 import sys, xsoftmax.cli
-sys.modules["xsoftmax.backends"].NAMES = ("numpy",)
+sys.modules["xsoftmax.libraries.backends"].NAMES = ("numpy",)
 sys.exit(xsoftmax.cli.main())
 """
 
@@ -219,7 +219,7 @@ def test_verify_json_is_all_of_stdout(capsys):
 
 
 def test_verify_all_reports_what_it_skips(capsys, monkeypatch):
-    monkeypatch.setattr(sys.modules["xsoftmax.backends"], "NAMES", ("numpy", "cupy"))
+    monkeypatch.setattr(sys.modules["xsoftmax.libraries.backends"], "NAMES", ("numpy", "cupy"))
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert main(["verify", *SMALL[3:]]) == 0
     assert "skipped: cupy: 'cupy' is not installed; pip install" in capsys.readouterr().out

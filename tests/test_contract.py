@@ -3,8 +3,8 @@
 import pytest
 
 from xsoftmax import use_implementation
-from xsoftmax.arrays import library_of
 from xsoftmax.choose import candidates
+from xsoftmax.libraries.arrays import library_of
 from xsoftmax.verify import DTYPES, VERBS, summarise, verify
 
 REFUSAL = "was asked for but refuses"

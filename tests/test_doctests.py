@@ -12,7 +12,16 @@ import xsoftmax
 pytestmark = pytest.mark.backend("numpy")
 
 PACKAGE = Path(xsoftmax.__file__).parent
-PUBLIC = ["__init__", "functions", "losses", "linear", "backends", "choose", "explain", "threads"]
+PUBLIC = [
+    "__init__",
+    "choose",
+    "libraries.backends",
+    "threads",
+    "verbs.explain",
+    "verbs.functions",
+    "verbs.linear",
+    "verbs.losses",
+]
 
 
 @pytest.mark.parametrize("module", PUBLIC)

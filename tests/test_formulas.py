@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xsoftmax as xs
-from xsoftmax import formulas, sums
+from xsoftmax import formulas
+from xsoftmax.libraries import sums
 
 pytestmark = pytest.mark.backend("numpy")
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from fuzz_problems import VERBS, Head, draw
 
-from xsoftmax import functions, losses
 from xsoftmax.threads import get_num_threads
+from xsoftmax.verbs import functions, losses
 from xsoftmax.verify.oracle import FAMILIES
 
 WAYS = fuzz.ways(["numpy"], ["array_api"])

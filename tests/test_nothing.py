@@ -5,7 +5,7 @@ import pytest
 from support import put, widest
 
 import xsoftmax as xs
-from xsoftmax.arrays import dtype_name
+from xsoftmax.libraries.arrays import dtype_name
 
 EMPTY = [((0, 4), -1), ((3, 0), -1), ((0, 0), -1), ((2, 0, 3), -1), ((2, 0, 3), 1), ((2, 3, 0), 1), ((0,), 0)]
 PAIRS = [("float16", "float32"), ("float32", "float64"), ("float64", "float16"), ("bfloat16", "float16")]

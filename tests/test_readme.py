@@ -27,7 +27,7 @@ def test_support_table_is_the_registry_s():
 
 def test_support_table_names_every_backend():
     table = _support().table()
-    from xsoftmax.backends import NAMES
+    from xsoftmax.libraries.backends import NAMES
 
     assert {name.partition(":")[0] for name in NAMES} == set(re.findall(r"^\| `([a-z-]+)`", table, flags=re.M))
 

@@ -8,8 +8,8 @@ import pytest
 from calls import ARRAYS, CALLS, CLASSES, ROWS, SHAPE, parts
 
 import xsoftmax as xs
-from xsoftmax import blocks
-from xsoftmax.backends import backends
+from xsoftmax.implementations.numpy import views as blocks
+from xsoftmax.libraries.backends import backends
 from xsoftmax.verify.inputs import numpy_dtype
 
 IMPLEMENTATIONS = ("numpy_numba", "numpy_blocked", "array_api")

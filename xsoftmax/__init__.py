@@ -1,9 +1,10 @@
 """Softmax and cross-entropy with exact derivatives, for any array-API array."""
 
-from .backends import Backend, backend, backends
 from .choose import use_implementation
-from .explain import explain
-from .functions import (
+from .libraries.backends import Backend, backend, backends
+from .threads import get_num_threads, set_num_threads
+from .verbs.explain import explain
+from .verbs.functions import (
     log_softmax,
     log_softmax_jvp,
     log_softmax_vjp,
@@ -13,8 +14,8 @@ from .functions import (
     softmax_jvp,
     softmax_vjp,
 )
-from .linear import LinearLossAndGrad, linear_cross_entropy, linear_cross_entropy_and_grad
-from .losses import (
+from .verbs.linear import LinearLossAndGrad, linear_cross_entropy, linear_cross_entropy_and_grad
+from .verbs.losses import (
     GradAndHessianDiag,
     LossAndGrad,
     cross_entropy,
@@ -26,7 +27,6 @@ from .losses import (
     entropy,
     kl_divergence,
 )
-from .threads import get_num_threads, set_num_threads
 
 __all__ = [
     "Backend",

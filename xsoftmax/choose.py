@@ -12,8 +12,8 @@ from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
+from .calls.arguments import Problem
 from .implementations import REGISTRY, Entry
-from .problem import Problem
 
 _VARIABLE = "XSOFTMAX_IMPLEMENTATION"
 _forced: ContextVar[str | None] = ContextVar("xsoftmax_implementation", default=None)
@@ -230,4 +230,5 @@ def reasons(name: str, operation: str, problem: Problem) -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def _module(name: str) -> Any:
-    return import_module(f"{__package__}.implementations.{name}")
+    module = next(entry.module for entry in REGISTRY if entry.name == name)
+    return import_module(f"{__package__}.implementations.{module}")

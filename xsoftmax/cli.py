@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .backends import Backend, backend, backends
 from .bench.options import QUICK, VERBS, add_options
+from .libraries.backends import Backend, backend, backends
 
 if TYPE_CHECKING:
     from .verify import Summary

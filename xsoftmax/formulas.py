@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from .arrays import class_indices, constant, device_of, dtype_name, looked_up, with_axis
-from .sums import apart, count, maximum, total
+from .libraries.arrays import class_indices, constant, device_of, dtype_name, looked_up, with_axis
+from .libraries.sums import apart, count, maximum, total
 
 Array = Any
 Axes = tuple[int, ...]

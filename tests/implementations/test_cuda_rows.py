@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from xsoftmax.implementations._cuda_rows import Layout, _layout, _memory
-from xsoftmax.kernels.cuda_arguments import ARGUMENTS, Arguments, Place
+from xsoftmax.implementations.cupy.operations import Layout, _layout, _memory
+from xsoftmax.kernels.cuda.arguments import ARGUMENTS, Arguments, Place
 
 pytestmark = pytest.mark.backend("numpy")
 

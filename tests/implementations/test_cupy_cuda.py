@@ -7,9 +7,9 @@ import types
 import numpy as np
 import pytest
 
-from xsoftmax import implementations
-from xsoftmax.kernels import cuda
-from xsoftmax.problem import Problem
+from xsoftmax.calls.arguments import Problem
+from xsoftmax.implementations import cupy as cupy_implementations
+from xsoftmax.kernels.cuda import launch as cuda
 
 pytestmark = pytest.mark.backend("numpy")
 
@@ -61,16 +61,16 @@ def cupy(monkeypatch):
     fake.cuda.runtime, fake.cuda.Device = runtime, lambda index: Device(fake, index)
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setitem(sys.modules, "cupy.cuda", fake.cuda)
-    for name in ("_cuda_launch", "cupy_cuda"):
-        monkeypatch.delitem(sys.modules, f"xsoftmax.implementations.{name}", raising=False)
-        monkeypatch.delattr(implementations, name, raising=False)
+    for name in ("launch", "cuda"):
+        monkeypatch.delitem(sys.modules, f"xsoftmax.implementations.cupy.{name}", raising=False)
+        monkeypatch.delattr(cupy_implementations, name, raising=False)
     yield fake
-    for name in ("_cuda_launch", "cupy_cuda"):
-        sys.modules.pop(f"xsoftmax.implementations.{name}", None)
+    for name in ("launch", "cuda"):
+        sys.modules.pop(f"xsoftmax.implementations.cupy.{name}", None)
 
 
 def launcher():
-    return importlib.import_module("xsoftmax.implementations._cuda_launch")
+    return importlib.import_module("xsoftmax.implementations.cupy.launch")
 
 
 def problem(container="ndarray"):
@@ -110,7 +110,7 @@ def test_devices(cupy):
 
 
 def test_refusals(cupy):
-    module = importlib.import_module("xsoftmax.implementations.cupy_cuda")
+    module = importlib.import_module("xsoftmax.implementations.cupy.cuda")
     assert module.refuses(problem()) == []
     assert module.refuses(problem("Mine")) == ["a Mine is not plain memory"]
 
@@ -118,10 +118,10 @@ def test_refusals(cupy):
 def test_an_older_device_is_refused(cupy):
     cupy.capabilities = [90, 61]
     expected = ["device 1 has compute capability 6.1, expected 7.0 or later"]
-    assert importlib.import_module("xsoftmax.implementations.cupy_cuda").refuses(problem()) == expected
+    assert importlib.import_module("xsoftmax.implementations.cupy.cuda").refuses(problem()) == expected
 
 
 def test_rocm_is_refused(cupy):
     cupy.cuda.runtime.is_hip = True
     expected = ["CuPy is built for ROCm, the kernels are CUDA's"]
-    assert importlib.import_module("xsoftmax.implementations.cupy_cuda").refuses(problem()) == expected
+    assert importlib.import_module("xsoftmax.implementations.cupy.cuda").refuses(problem()) == expected

@@ -10,7 +10,7 @@ from random_problems import failures
 from support import forget_choices
 
 import xsoftmax as xs
-from xsoftmax.backends import backend
+from xsoftmax.libraries.backends import backend
 
 da = pytest.importorskip("dask.array")
 dask = pytest.importorskip("dask")
@@ -228,7 +228,7 @@ def test_blocks_without_rows():
 
 
 def test_the_implementation_asked_for_runs_the_blocks(monkeypatch):
-    from xsoftmax.implementations import numpy_blocked
+    from xsoftmax.implementations.numpy import blocked as numpy_blocked
 
     def fails(*args, **kwargs):
         raise RuntimeError("numpy_blocked runs")

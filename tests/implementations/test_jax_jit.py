@@ -8,7 +8,8 @@ jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
 
 import xsoftmax as xs  # noqa: E402
-from xsoftmax.implementations import array_api, jax_jit  # noqa: E402
+from xsoftmax.implementations.array_api import operations as array_api  # noqa: E402
+from xsoftmax.implementations.jax import jit as jax_jit  # noqa: E402
 
 pytestmark = pytest.mark.backend("jax")
 

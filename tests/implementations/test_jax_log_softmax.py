@@ -9,7 +9,7 @@ import jax.numpy as jnp  # noqa: E402
 from derivatives import exact, logits, vectors  # noqa: E402
 
 import xsoftmax as xs  # noqa: E402
-from xsoftmax.backends import backend  # noqa: E402
+from xsoftmax.libraries.backends import backend  # noqa: E402
 from xsoftmax.verify.compare import Arithmetic, judge  # noqa: E402
 from xsoftmax.verify.oracle import expected  # noqa: E402
 

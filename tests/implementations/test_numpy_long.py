@@ -9,7 +9,7 @@ import pytest
 import xsoftmax as xs
 from xsoftmax import threads
 from xsoftmax.choose import reasons, recorded
-from xsoftmax.implementations._numpy_long import LONG
+from xsoftmax.implementations.numpy.long import LONG
 
 pytestmark = pytest.mark.backend("numpy")
 

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 
 import xsoftmax as xs  # noqa: E402
-from xsoftmax.explain import _VERBS  # noqa: E402
+from xsoftmax.verbs.explain import _VERBS  # noqa: E402
 
 pytestmark = pytest.mark.backend("torch")
 

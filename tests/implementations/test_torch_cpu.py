@@ -9,8 +9,8 @@ from torch.autograd import forward_ad  # noqa: E402
 from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 
 import xsoftmax as xs  # noqa: E402
-from xsoftmax.implementations import torch_cpu  # noqa: E402
-from xsoftmax.implementations._torch_memory import are_plain, have_tangents  # noqa: E402
+from xsoftmax.implementations.torch import cpu as torch_cpu  # noqa: E402
+from xsoftmax.implementations.torch.memory import are_plain, have_tangents  # noqa: E402
 
 pytestmark = pytest.mark.backend("torch")
 

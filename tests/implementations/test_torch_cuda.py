@@ -11,10 +11,11 @@ from support import forget_choices
 torch = pytest.importorskip("torch")
 
 import xsoftmax as xs  # noqa: E402
-from xsoftmax.implementations import _torch_memory, torch_cuda  # noqa: E402
-from xsoftmax.implementations._cuda_rows import Operations  # noqa: E402
-from xsoftmax.implementations._cuda_weighing import Weighings  # noqa: E402
-from xsoftmax.problem import Problem  # noqa: E402
+from xsoftmax.calls.arguments import Problem  # noqa: E402
+from xsoftmax.implementations.cupy.operations import Operations  # noqa: E402
+from xsoftmax.implementations.cupy.weights import Weighings  # noqa: E402
+from xsoftmax.implementations.torch import cuda as torch_cuda  # noqa: E402
+from xsoftmax.implementations.torch import memory  # noqa: E402
 
 _PATH = Path(__file__).parents[1] / "kernels" / "cuda" / "host_kernels.py"
 _SPEC = importlib.util.spec_from_file_location("host_kernels", _PATH)
@@ -58,7 +59,7 @@ def host(monkeypatch):
     """Tensors of the CPU pass for those of a device."""
     host = host_kernels.Host()
     library = OnHost(host)
-    plain = _torch_memory.are_plain
+    plain = memory.are_plain
     monkeypatch.setattr(torch_cuda, "_operations", Operations("torch_cuda", library))
     monkeypatch.setattr(torch_cuda, "_weighings", Weighings(library))
     monkeypatch.setattr(torch_cuda, "refuses", lambda problem: [])

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from derivatives import exact, logits, vectors  # noqa: E402
 
 import xsoftmax as xs  # noqa: E402
-from xsoftmax.backends import backend  # noqa: E402
+from xsoftmax.libraries.backends import backend  # noqa: E402
 from xsoftmax.verify.compare import Arithmetic, judge  # noqa: E402
 
 pytestmark = [

@@ -16,8 +16,8 @@ from torch.nn import functional as F  # noqa: E402
 
 import xsoftmax as xs  # noqa: E402
 from xsoftmax import choose  # noqa: E402
-from xsoftmax.implementations import torch_native  # noqa: E402
-from xsoftmax.problem import Rows  # noqa: E402
+from xsoftmax.calls.arguments import Rows  # noqa: E402
+from xsoftmax.implementations.torch import native as torch_native  # noqa: E402
 
 pytestmark = [
     pytest.mark.backend("torch"),

@@ -7,14 +7,15 @@ import pytest
 
 import xsoftmax as xs
 from xsoftmax import formulas
+from xsoftmax.calls.arguments import Problem, Rows
 from xsoftmax.choose import run
 from xsoftmax.formulas import Part
-from xsoftmax.implementations import array_api, numpy_blocked
-from xsoftmax.problem import Problem, Rows
+from xsoftmax.implementations.array_api import operations as array_api
+from xsoftmax.implementations.numpy import blocked as numpy_blocked
 
 pytest.importorskip("numba")
 
-from xsoftmax.implementations import numpy_numba
+from xsoftmax.implementations.numpy import numba as numpy_numba
 
 pytestmark = pytest.mark.backend("numpy")
 

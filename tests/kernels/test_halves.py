@@ -8,7 +8,7 @@ import xsoftmax as xs
 
 pytest.importorskip("numba")
 
-from xsoftmax.kernels import halves
+from xsoftmax.kernels.cpu import halves
 
 pytestmark = pytest.mark.backend("numpy")
 

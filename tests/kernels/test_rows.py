@@ -7,7 +7,7 @@ import xsoftmax as xs
 
 pytest.importorskip("numba")
 
-from xsoftmax.kernels import exponentials
+from xsoftmax.kernels.cpu import exponentials
 
 pytestmark = [
     pytest.mark.backend("numpy"),

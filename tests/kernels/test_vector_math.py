@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import xsoftmax as xs
-from xsoftmax import sums
+from xsoftmax.libraries import sums
 
 numba = pytest.importorskip("numba")
 
-from xsoftmax.kernels import exponentials, small, vector_math  # noqa: E402
+from xsoftmax.kernels.cpu import exponentials, small, vector_math  # noqa: E402
 
 pytestmark = [
     pytest.mark.backend("numpy"),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from random_problems import stress
 
-from xsoftmax import functions
-from xsoftmax.backends import backend
+from xsoftmax.libraries.backends import backend
+from xsoftmax.verbs import functions
 from xsoftmax.verify.cases import FLOATS
 
 pytestmark = pytest.mark.skipif(

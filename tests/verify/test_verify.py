@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from xsoftmax import functions, linear, losses
-from xsoftmax.backends import Backend, backend
+from xsoftmax.libraries.backends import Backend, backend
+from xsoftmax.verbs import functions, linear, losses
 from xsoftmax.verify import DTYPES, VERBS, Result, plan, summarise, verify
 from xsoftmax.verify.cases import FLOATS, POSITIONAL, cases
 

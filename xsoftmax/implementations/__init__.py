@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """A module of this package, and the array library it serves ("*": any).
+    """An implementation: its name, the array library it serves ("*": any) and its module in this package.
 
     The module has `refuses(problem) -> list[str]`, empty when it takes the problem, and any of the inner operations,
     each called as `operation(problem, *arrays, xp=xp, run=run)`. With `derivatives` it only adds derivative rules to
@@ -16,6 +16,7 @@ class Entry(NamedTuple):
 
     name: str
     library: str
+    module: str
     derivatives: bool = False
     off: str | None = None
 
@@ -23,14 +24,14 @@ class Entry(NamedTuple):
 _UNTRIED = "has not run on a device yet, so it is off unless asked for by name"
 
 REGISTRY = (
-    Entry("torch_native", "torch", derivatives=True),
-    Entry("torch_cuda", "torch", off=_UNTRIED),
-    Entry("torch_cpu", "torch"),
-    Entry("jax_native", "jax", derivatives=True),
-    Entry("jax_jit", "jax"),
-    Entry("cupy_cuda", "cupy", off=_UNTRIED),
-    Entry("numpy_numba", "numpy"),
-    Entry("numpy_blocked", "numpy"),
-    Entry("dask_chunked", "dask"),
-    Entry("array_api", "*"),
+    Entry("torch_native", "torch", "torch.native", derivatives=True),
+    Entry("torch_cuda", "torch", "torch.cuda", off=_UNTRIED),
+    Entry("torch_cpu", "torch", "torch.cpu"),
+    Entry("jax_native", "jax", "jax.native", derivatives=True),
+    Entry("jax_jit", "jax", "jax.jit"),
+    Entry("cupy_cuda", "cupy", "cupy.cuda", off=_UNTRIED),
+    Entry("numpy_numba", "numpy", "numpy.numba"),
+    Entry("numpy_blocked", "numpy", "numpy.blocked"),
+    Entry("dask_chunked", "dask", "dask.chunked"),
+    Entry("array_api", "*", "array_api.operations"),
 )

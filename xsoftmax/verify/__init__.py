@@ -10,8 +10,8 @@ from functools import cache, partial
 
 import numpy as np
 
-from .. import functions, linear, losses
-from ..backends import Backend
+from ..libraries.backends import Backend
+from ..verbs import functions, linear, losses
 from .cases import DTYPES, POSITIONAL, VERBS, Case, cases
 from .compare import Arithmetic, Verdict, judge
 from .exact import Exact

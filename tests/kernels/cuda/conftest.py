@@ -27,7 +27,7 @@ def on_host(monkeypatch, kernels):
     for operation, function in host_kernels.implementation(NAME, kernels).items():
         setattr(module, operation, function)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(choose, "REGISTRY", (Entry(NAME, "numpy", off="only here"), *REGISTRY))
+    monkeypatch.setattr(choose, "REGISTRY", (Entry(NAME, "numpy", NAME, off="only here"), *REGISTRY))
     forget_choices()
     with xs.use_implementation(NAME):
         yield kernels

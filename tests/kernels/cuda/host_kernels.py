@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from xsoftmax import kernels
-from xsoftmax.implementations._cuda_quick import ShortCuts
-from xsoftmax.implementations._cuda_rows import Operations
-from xsoftmax.implementations._cuda_weighing import Weighings
-from xsoftmax.kernels import cuda
+from xsoftmax.implementations.cupy.operations import Operations
+from xsoftmax.implementations.cupy.quick import ShortCuts
+from xsoftmax.implementations.cupy.weights import Weighings
+from xsoftmax.kernels import cuda as cuda_kernels
+from xsoftmax.kernels.cuda import launch as cuda
 from xsoftmax.verify.inputs import numpy_dtype
 
 COMPILER = shutil.which("g++") if platform.machine() == "x86_64" else None
@@ -80,7 +80,7 @@ def build(names, folder):
     lines = [f"KERNEL({i}, {_arguments(name)}, {cluster_of(name)}, {name})\n" for i, name in enumerate(names)]
     (folder / "instantiations.h").write_text("".join(lines))
     built = folder / f"kernels-{abs(hash(tuple(names)))}.so"
-    include = [argument for path in (folder, Path(kernels.__file__).parent) for argument in ("-I", path)]
+    include = [argument for path in (folder, Path(cuda_kernels.__file__).parent) for argument in ("-I", path)]
     flags = ["-std=c++17", "-O1", "-mf16c", "-ffp-contract=off", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
     subprocess.run([COMPILER, *flags, *include, HERE / "kernels_host.cpp", "-o", built], check=True)
     return ctypes.CDLL(str(built))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import xsoftmax as xs
-from xsoftmax.kernels import cuda
-from xsoftmax.kernels.cuda_arguments import ARGUMENTS, Arguments, Place
+from xsoftmax.kernels.cuda import launch as cuda
+from xsoftmax.kernels.cuda.arguments import ARGUMENTS, Arguments, Place
 
 pytestmark = [
     pytest.mark.backend("numpy"),

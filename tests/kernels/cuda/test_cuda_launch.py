@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from xsoftmax.kernels import cuda
+from xsoftmax.kernels.cuda import launch as cuda
 
 pytestmark = pytest.mark.backend("numpy")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from xsoftmax.kernels import cuda
+from xsoftmax.kernels.cuda import launch as cuda
 
 SPILLED = 128  # bytes of a thread at most: ptxas spills some rather than hold more than 64 or 80 registers
 

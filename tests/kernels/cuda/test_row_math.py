@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from xsoftmax import kernels
+from xsoftmax.kernels import cuda as cuda_kernels
 
 mpmath = pytest.importorskip("mpmath")
 
@@ -54,7 +54,7 @@ def library(tmp_path_factory):
     built = tmp_path_factory.mktemp("row_math") / "row_math.so"
     source = Path(__file__).with_name("row_math_host.cpp")
     command = [COMPILER, "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([*command, "-I", Path(kernels.__file__).parent, source, "-o", built], check=True)
+    subprocess.run([*command, "-I", Path(cuda_kernels.__file__).parent, source, "-o", built], check=True)
     found = ctypes.CDLL(str(built))
     for arithmetic in ARITHMETICS:
         getattr(found, arithmetic.name).argtypes = [

@@ -13,18 +13,7 @@ from typing import Any, ClassVar
 import xsoftmax as xs
 
 from ...verify.inputs import numpy_dtype
-from ..contenders import (
-    JAX,
-    Call,
-    Contender,
-    PyTorch,
-    SciPy,
-    Thunk,
-    Unavailable,
-    XSoftmax,
-    XSoftmaxTorch,
-    arguments,
-)
+from ..contenders import JAX, Call, Contender, PyTorch, SciPy, Thunk, Unavailable, XSoftmax, XSoftmaxTorch, arguments
 from ..inputs import Inputs
 from ..tensors import to_torch
 

@@ -1,0 +1,1 @@
+"""Any namespace, and what the others fall back to."""

@@ -1,0 +1,75 @@
+"""CUDA kernels on CuPy arrays: on the array's device, CuPy's current stream and its allocator."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import cupy
+import numpy as np
+
+from ...calls.arguments import Array, Problem
+from ...kernels.cuda import launch as cuda
+from . import launch as launcher
+from .operations import Operations
+from .quick import ShortCuts
+from .weights import Weighings
+
+
+def refuses(problem: Problem) -> list[str]:
+    if problem.container != "ndarray":
+        return [f"a {problem.container} is not plain memory"]
+    return launcher.refusals()
+
+
+@lru_cache(maxsize=16)
+def _dtype(name: str) -> Any:
+    """Looked up once: NumPy takes 2 µs to find a dtype's name, or the dtype of a name."""
+    return np.dtype(import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name)
+
+
+class _CuPy:
+    def pointer(self, x: Array) -> int:
+        return x.data.ptr
+
+    def strides(self, x: Array) -> tuple[int, ...]:
+        item = x.itemsize
+        return tuple(stride // item for stride in x.strides)
+
+    def empty_like(self, x: Array) -> Array:
+        with x.device:  # CuPy allocates on the current one
+            return cupy.empty_like(x)
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Array) -> Array:
+        with like.device:
+            return cupy.empty(shape, _dtype(dtype))
+
+    def contiguous(self, x: Array) -> Array:
+        if x.flags.c_contiguous:
+            return x
+        with x.device:
+            return cupy.ascontiguousarray(x)
+
+    def device(self, x: Array) -> cuda.Device:
+        return launcher.device(x.device.id)
+
+    def launch(self, x: Array, launch: cuda.Launch, blocks: int, arguments: Any) -> None:
+        launcher.run(x.device.id, launch, blocks, arguments)
+
+
+_library = _CuPy()
+_operations = Operations("cupy_cuda", _library)
+softmax = _operations.softmax
+log_softmax = _operations.log_softmax
+logsumexp = _operations.logsumexp
+cross_entropy = _operations.cross_entropy
+softmax_product = _operations.softmax_product
+log_softmax_vjp = _operations.log_softmax_vjp
+log_softmax_jvp = _operations.log_softmax_jvp
+
+_weighings = Weighings(_library)
+weigh = _weighings.weigh
+reduce_rows = _weighings.reduce_rows
+
+QUICK = ShortCuts(_operations, _weighings, "cupy").functions()

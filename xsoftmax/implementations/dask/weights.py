@@ -1,0 +1,96 @@
+"""What a mean over blocks divides by: from labels and weights alone, before the blocks or beside their losses."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from ... import weights
+from ...calls.arguments import Array
+from .blockwise import alone, blockwise
+from .leaves import Leaf, row_indices, with_blocks
+
+_FAN_IN = 16  # numbers that are added at a time; a task costs more than they do
+
+
+def known(given: Any, found: dict[str, Leaf]) -> tuple[int, ...] | None:
+    """`totals` where the shapes tell them."""
+    if given.problem.labels or given.sample_weight is not None:
+        return None
+    sizes = [found["x"].array.shape[found["x"].axes.index(i)] for i in row_indices(given)]
+    return None if any(math.isnan(n) for n in sizes) else (math.prod(sizes),) * 2
+
+
+def may_divide_after(given: Any) -> bool:
+    """Whether one division of the sum of the losses does; a gradient is rounded before; lse² has its own divisor."""
+    p = given.problem
+    return p.wants == ("loss",) and not (p.z_loss and p.labels and given.weight is not None)
+
+
+def totals_before(given: Any, record: Any, found: dict[str, Leaf]) -> Leaf:
+    """`totals`, by a sweep over the labels and weights: two numbers where Dask sees one, which has no axis."""
+    rows = row_indices(given)
+    names: list[str] = ["x"]
+    if given.problem.labels:
+        names = [name for name in ("targets", "sample_weight", "weight") if name in found]
+    elif given.sample_weight is not None:
+        names = ["sample_weight"]
+    if math.isnan(given.classes) and "x" not in names:
+        names.append("x")
+    place = new_axis(found)
+    counts = blockwise(
+        partial(_total_of_block, record=record, names=tuple(names), rows=len(rows)),
+        (*rows, place),
+        [part for name in names for part in found[name]],
+        given.problem.compute,
+        f"{given.problem.verb}-counts",
+        adjust_chunks=dict.fromkeys(rows, 1),
+        new_axes={place: 2},
+    )
+    pair = [summed(counts, len(rows)), (place,)]
+    return Leaf(blockwise(alone, (), pair, given.problem.compute, f"{given.problem.verb}-totals"), ())
+
+
+def new_axis(found: dict[str, Leaf]) -> int:
+    return max((i for leaf in found.values() for i in leaf.axes), default=-1) + 1
+
+
+def summed(parts: Array, axes: int) -> Array:
+    """Over the first axes, along which each block has 1."""
+    several = sum(count > 1 for count in parts.numblocks[:axes])
+    some = max(2, round(_FAN_IN ** (1 / max(several, 1))))
+    return parts.sum(axis=tuple(range(axes)), split_every=dict.fromkeys(range(axes), some)) if axes else parts
+
+
+def _total_of_block(*blocks: Any, record: Any, names: tuple[str, ...], rows: int) -> Array:
+    given = with_blocks(record, dict(zip(names, map(alone, blocks), strict=True)))
+    return _pair(*_totals(given), given, rows)
+
+
+def share_and_divisor(loss: Array, given: Any) -> Array:
+    """Beside each other along a new axis; the loss has one of length 1 for each axis that is summed over."""
+    _, divisor = _totals(given)
+    return _pair(loss, divisor, given, loss.ndim)
+
+
+def _totals(given: Any) -> tuple[Array | int, Array | int]:
+    label, absent, bad = weights.marked(given)
+    return weights.totals(given, label, weights.counted(given, absent, bad))
+
+
+def _pair(a: Any, b: Any, given: Any, ones: int) -> Array:
+    xp = given.xp
+    pair = [xp.asarray(n, dtype=getattr(xp, given.problem.compute), device=given.device) for n in (a, b)]
+    return xp.reshape(xp.stack([xp.reshape(n, ()) for n in pair]), (1,) * ones + (2,))
+
+
+def quotient(pair: Array, place: int, dtype: Any, verb: str) -> Array:
+    return blockwise(_quotient, (), [pair, (place,)], dtype, f"{verb}-mean")
+
+
+def _quotient(pair: Any) -> Array:
+    pair = alone(pair)
+    return weights.mean_of(pair[0], pair[1], array_namespace(pair))

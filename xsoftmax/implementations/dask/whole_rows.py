@@ -1,0 +1,232 @@
+"""Verbs on Dask arrays whose rows are whole in each block: the verb itself on each block, by its own library.
+
+A mean of losses is divided after its sums. Where there is a gradient, what it divides by is found in a sweep before,
+over labels and weights alone.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from ... import threads
+from ...calls.arguments import Array
+from .blockwise import alone, blockwise, narrowed
+from .leaves import Index, Leaf, class_indices, leaves, row_indices, with_blocks, with_wide_factors, without_arrays
+from .weights import known, may_divide_after, new_axis, quotient, share_and_divisor, summed, totals_before
+
+_ROW, _CLASS, _WIDTH = 2, 3, 5  # lengths of axes, by which they are known again
+_BROADCAST = ("where", "weight", "sample_weight")
+
+
+class _Result(NamedTuple):
+    """Indices of the axes, and dtype, of an array that a verb returns.
+
+    `ones`: indices of which 1 is left. `twice`: the index that stands for its last axis as well, whose own index is
+    new. `summed`: it has no rows; the blocks have shares of it.
+    """
+
+    axes: Index
+    ones: Index
+    twice: int | None
+    summed: bool
+    dtype: Any
+
+
+class _Task(NamedTuple):
+    """What is sent along with the blocks."""
+
+    names: tuple[str, ...]
+    record: Any
+    verb: Any
+    options: tuple[Any, ...]
+    run: Any
+    results: tuple[_Result | None, ...]
+    rows: Index
+    every: Index
+    is_one_of_many: bool
+    divides_after: bool
+
+
+def splits_classes(given: Any) -> bool:
+    """Whether blocks hold parts of rows; nothing has no parts."""
+    found, classes = leaves(given), class_indices(given)
+    logits = next(iter(found.values()))
+    if 0 in logits.array.shape:
+        return False
+    first = found.get("factor", logits)
+    return any(count > 1 for i, count in zip(first.axes, first.array.numblocks, strict=True) if i in classes)
+
+
+def on_blocks(given: Any, verb: Any, options: tuple[Any, ...], run: Any) -> Any:
+    found, rows = leaves(given), row_indices(given)
+    found = {name: _with_whole_axes(leaf, rows) for name, leaf in found.items()}
+    results, container = _results(given, found, verb, options, run)
+    record, divides_after = without_arrays(given), False
+    if hasattr(given, "totals"):
+        record = record._replace(totals=())
+        if "mean" in options:
+            if (totals := known(given, found)) is not None:
+                record = record._replace(totals=totals)
+            elif divides_after := may_divide_after(given):
+                options = tuple("sum" if option == "mean" else option for option in options)
+            else:
+                found["totals"] = totals_before(given, record, found)
+    every = tuple(sorted({i for leaf in found.values() for i in leaf.axes}))
+    is_one_of_many = any(count > 1 for leaf in found.values() for count in leaf.array.numblocks)
+    task = _Task(tuple(found), record, verb, options, run, results, tuple(rows), every, is_one_of_many, divides_after)
+    return container(_outputs(task, found, given.problem.verb))
+
+
+def _with_whole_axes(leaf: Leaf, rows: list[int]) -> Leaf:
+    """A block has in full what are no rows: the classes, and what a product sums over."""
+    split = {
+        axis: -1
+        for axis, (i, count) in enumerate(zip(leaf.axes, leaf.array.numblocks, strict=True))
+        if i not in rows and count > 1
+    }
+    return leaf._replace(array=leaf.array.rechunk(split)) if split else leaf
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what comes out, told by the verb on a block of a few zeros, whose axes are told apart by their lengths
+
+
+def _results(
+    given: Any, found: dict[str, Leaf], verb: Any, options: tuple[Any, ...], run: Any
+) -> tuple[tuple[_Result | None, ...], Any]:
+    lengths = _lengths(given)
+    blocks = {name: _small(name, *leaf, lengths) for name, leaf in found.items()}
+    result = verb(with_blocks(without_arrays(given), blocks), *options, run=run)
+    if not isinstance(result, tuple):
+        return (_described(result, given, lengths),), lambda arrays: arrays[0]
+    container = type(result)
+    return tuple(None if r is None else _described(r, given, lengths) for r in result), (
+        container._make if hasattr(container, "_make") else container
+    )
+
+
+def _lengths(given: Any) -> tuple[int, ...]:
+    """Of each index, and of that which a linear loss sums over."""
+    classes = class_indices(given)
+    return (*(_CLASS if i in classes else _ROW for i in range(len(classes) + len(row_indices(given)))), _WIDTH)
+
+
+def _small(name: str, array: Array, index: Index, lengths: tuple[int, ...]) -> Array:
+    shape = tuple(1 if n == 1 and name in _BROADCAST else lengths[i] for n, i in zip(array.shape, index, strict=True))
+    return np.zeros_like(array._meta, shape=shape)
+
+
+def _described(result: Array, given: Any, lengths: tuple[int, ...]) -> _Result:
+    """Axes of one length keep their order; one more of the classes' is the second of a matrix."""
+    left = {n: [i for i, length in enumerate(lengths) if length == n] for n in lengths}
+    index: list[int] = []
+    twice = None
+    for axis, n in enumerate(result.shape):
+        if n == 1:
+            index.append(axis)
+        elif left[n]:
+            index.append(left[n].pop(0))
+        else:
+            index.append(len(lengths))
+            (twice,) = class_indices(given)
+    ones = tuple(i for i, n in zip(index, result.shape, strict=True) if n == 1)
+    summed = hasattr(given, "totals") and not set(index) & set(row_indices(given))
+    return _Result(tuple(index), ones, twice, summed, result.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the blocks
+
+
+def _outputs(task: _Task, found: dict[str, Leaf], verb: str) -> list[Array | None]:
+    arrays = [part for leaf in found.values() for part in leaf]
+    kept = [result for result in task.results if result is not None]
+    if len(kept) == 1:
+        whole = _only_result(task, kept[0], found, arrays, verb)
+        return [None if about is None else whole for about in task.results]
+    together = blockwise(partial(_on_block, task=task), task.every, arrays, kept[0].dtype, f"{verb}-blocks")
+    taken = []
+    for number, about in enumerate(kept):
+        index, ones = _place(about, task)
+        part = blockwise(
+            partial(_taken, number=number), index, [together, task.every], _dtype(task, about), verb, adjust_chunks=ones
+        )
+        taken.append(_joined(part, about, task))
+    results = iter(taken)
+    return [None if about is None else next(results) for about in task.results]
+
+
+def _only_result(task: _Task, result: _Result, found: dict[str, Leaf], arrays: list[Any], verb: str) -> Array:
+    index, ones = _place(result, task)
+    new = {} if result.twice is None else {result.axes[-1]: _length(found, result.twice)}
+    place = new_axis(found)
+    if task.divides_after:
+        index, new = (*index, place), {place: 2}
+    parts = blockwise(
+        partial(_on_block, task=task), index, arrays, _dtype(task, result), verb, adjust_chunks=ones, new_axes=new
+    )
+    if not task.divides_after:
+        return _joined(parts, result, task)
+    return narrowed(quotient(summed(parts, len(task.every)), place, parts.dtype, verb), result.dtype)
+
+
+def _on_block(*blocks: Any, task: _Task) -> Any:
+    named = dict(zip(task.names, map(alone, blocks), strict=True))
+    totals = named.pop("totals", None)
+    given = with_wide_factors(with_blocks(task.record, named))
+    if totals is not None:
+        given = given._replace(totals=(totals[0], totals[1]))
+    with threads.alone() if task.is_one_of_many else nullcontext():
+        found = task.verb(given, *task.options, run=task.run)
+    results = found if isinstance(found, tuple) else (found,)
+    shaped = [_in_place(r, about, task) for r, about in zip(results, task.results, strict=True) if about is not None]
+    if task.divides_after:
+        return share_and_divisor(shaped[0], given)
+    return tuple(shaped) if len(shaped) > 1 else shaped[0]
+
+
+def _in_place(result: Array, about: _Result, task: _Task) -> Array:
+    """With an axis of 1 for each axis that shares of it are added along; an array, where it is NumPy's scalar."""
+    xp = array_namespace(result)
+    return xp.reshape(result, (1,) * len(_summed_over(about, task)) + tuple(result.shape))
+
+
+def _taken(blocks: Any, number: int) -> Array:
+    return alone(blocks)[number]
+
+
+def _summed_over(result: _Result, task: _Task) -> Index:
+    """A number keeps all axes: Dask fuses no task with one that has fewer."""
+    if not result.summed:
+        return ()
+    return task.rows if result.axes else task.every
+
+
+def _place(result: _Result, task: _Task) -> tuple[Index, dict[int, int]]:
+    """Axes of the blocks of a result, and those of length 1."""
+    over = _summed_over(result, task)
+    return (*over, *result.axes), dict.fromkeys((*over, *result.ones), 1)
+
+
+def _dtype(task: _Task, result: _Result) -> Any:
+    """Shares of a loss are not rounded yet, nor those of a gradient in half precision."""
+    if not result.summed:
+        return result.dtype
+    return np.dtype(task.record.problem.compute if not result.axes else np.promote_types(result.dtype, np.float32))
+
+
+def _joined(parts: Array, result: _Result, task: _Task) -> Array:
+    over = _summed_over(result, task)
+    if over:
+        # gradients of a weight are large: Dask's own number of them at a time
+        parts = parts.sum(axis=tuple(range(len(over)))) if result.axes else summed(parts, len(over))
+    return narrowed(parts, result.dtype)
+
+
+def _length(found: dict[str, Leaf], i: int | None) -> Any:
+    return next(leaf.array.shape[leaf.axes.index(i)] for leaf in found.values() if i in leaf.axes)

@@ -1,0 +1,39 @@
+"""How arrays of NumPy are handed to kernels: addresses, steps, and a number that stands for the dtype."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from ...calls.arguments import Array
+
+TYPES: dict[Any, Any] = {np.dtype(kind): kind(0) for kind in (np.float32, np.float64)}
+
+
+@lru_cache(maxsize=64)
+def kernel(module: str, name: str) -> Any:
+    """Imported late, with Numba."""
+    return getattr(import_module(f"xsoftmax.kernels.cpu.{module}"), name)
+
+
+def memory(a: Array | None) -> int:
+    return 0 if a is None else a.__array_interface__["data"][0]
+
+
+def step(a: Array | None) -> int:
+    return 0 if a is None else a.strides[0]
+
+
+def steps(a: Array | None) -> tuple[int, ...]:
+    """Bytes from row to row and from class to class; NumPy leaves those of an axis of length 1 open."""
+    if a is None:
+        return 0, 0
+    return a.strides if a.shape[-1] > 1 else (*a.strides[:-1], a.itemsize)
+
+
+def side_by_side(a: Array) -> bool:
+    """Whether the classes of a row are so."""
+    return bool(a.shape[-1] == 1 or a.strides[-1] == a.itemsize)

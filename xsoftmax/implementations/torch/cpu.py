@@ -1,0 +1,102 @@
+"""PyTorch tensors on the CPU as NumPy arrays of the same memory, for NumPy's implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import array_api_compat.numpy
+import numpy as np
+import torch
+
+from ...calls.arguments import Array, Problem, Rows
+from ..numpy.views import quietly
+from .memory import are_plain
+
+
+def refuses(problem: Problem) -> list[str]:
+    if problem.container not in ("Tensor", "Parameter"):
+        return [f"a {problem.container} is not plain memory"]
+    if "bfloat16" in (problem.dtype, problem.result) and find_spec("ml_dtypes") is None:
+        return ["ml_dtypes, NumPy's bfloat16, is not installed: pip install ml_dtypes"]
+    return []
+
+
+def _as_numpy(operation: str) -> Callable[..., Any]:
+    @quietly
+    def run_as_numpy(p: Problem, *arrays: Any, xp: Any, run: Any) -> Any:
+        if not are_plain("cpu", *arrays):
+            return run(operation, p, *arrays, xp=xp, after="torch_cpu")
+        return _to_torch(run(operation, _of_numpy(p), *map(_to_numpy, arrays), xp=array_api_compat.numpy))
+
+    return run_as_numpy
+
+
+def _as_numpy_into(operation: str) -> Callable[..., Any]:
+    @quietly
+    def run_as_numpy(p: Problem, *arrays: Any, xp: Any, run: Any, out: Array | None = None) -> Any:
+        if not are_plain("cpu", *arrays, out):
+            return run(operation, p, *arrays, xp=xp, after="torch_cpu")
+        into = _to_numpy(out)
+        result = run(operation, _of_numpy(p), *map(_to_numpy, arrays), xp=array_api_compat.numpy, out=into)
+        if into is None:
+            return _to_torch(result)
+        if isinstance(result, tuple):
+            return tuple(out if part is into else _to_torch(part) for part in result)
+        return out if result is into else _to_torch(result)
+
+    return run_as_numpy
+
+
+softmax = _as_numpy_into("softmax")
+log_softmax = _as_numpy_into("log_softmax")
+logsumexp = _as_numpy("logsumexp")
+_cross_entropy = _as_numpy_into("cross_entropy")
+softmax_product = _as_numpy("softmax_product")
+softmax_gradient = _as_numpy("softmax_gradient")
+log_softmax_vjp = _as_numpy("log_softmax_vjp")
+log_softmax_jvp = _as_numpy("log_softmax_jvp")
+
+
+def cross_entropy(
+    p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any, out: Array | None = None
+) -> Any:
+    """Labels that were not looked at, under a transform, may be no class: the formulas have nan for these."""
+    if p.labels and are_plain("cpu", x, targets) and targets.numel():
+        least, most = torch.aminmax(targets)
+        if least < 0 or most >= x.shape[p.axes[0]]:
+            return run("cross_entropy", p, x, targets, rows, xp=xp, after="torch_cpu")
+    return _cross_entropy(p, x, targets, rows, xp=xp, run=run, out=out)
+
+
+def _of_numpy(p: Problem) -> Problem:
+    return replace(p, library="numpy", container="ndarray")
+
+
+def _to_numpy(value: Any) -> Any:
+    if isinstance(value, Rows):
+        return Rows(*map(_to_numpy, value))
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach()
+    return value.view(torch.int16).numpy().view(_bfloat16()) if value.dtype == torch.bfloat16 else value.numpy()
+
+
+@lru_cache(maxsize=1)
+def _bfloat16() -> Any:
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def _to_torch(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_to_torch, value))
+    if value is None:
+        return None
+    if value.dtype.name == "bfloat16":
+        return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(value)

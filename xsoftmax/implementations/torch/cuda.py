@@ -1,0 +1,105 @@
+"""CUDA kernels on PyTorch's CUDA tensors, launched by CuPy: on PyTorch's stream, with PyTorch's allocator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from ...calls.arguments import Array, Problem
+from ...kernels.cuda import launch as cuda
+from ..cupy.operations import Library, Operations
+from ..cupy.weights import Weighings
+from .memory import are_plain, have_tangents
+
+
+def refuses(problem: Problem) -> list[str]:
+    if problem.container not in ("cuda.Tensor", "cuda.Parameter"):
+        return [f"a {problem.container} is not plain memory of a CUDA device"]
+    if find_spec("cupy") is None:
+        return ['CuPy, which launches the kernels, is not installed: pip install "xsoftmax[cuda13x]"']
+    return _launcher().refusals()
+
+
+def _launcher() -> Any:
+    from ..cupy import launch
+
+    return launch
+
+
+class _Torch:
+    def pointer(self, x: Array) -> int:
+        return x.data_ptr()
+
+    def strides(self, x: Array) -> tuple[int, ...]:
+        return x.stride()
+
+    def empty_like(self, x: Array) -> Array:
+        return torch.empty_like(x)
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Array) -> Array:
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
+
+    def contiguous(self, x: Array) -> Array:
+        return x.contiguous()
+
+    def device(self, x: Array) -> cuda.Device:
+        return _launcher().device(x.device.index)
+
+    def launch(self, x: Array, launch: cuda.Launch, blocks: int, arguments: Any) -> None:
+        launcher = _launcher()
+        stream = launcher.Stream(torch.cuda.current_stream(x.device).cuda_stream)
+        launcher.run(x.device.index, launch, blocks, arguments, stream)
+
+
+_library: Library = _Torch()
+_operations = Operations("torch_cuda", _library)
+_weighings = Weighings(_library)
+
+
+def _with_memory(operation: str) -> Callable[..., Any]:
+    function = getattr(_operations, operation)
+
+    def run_on_memory(p: Problem, *arrays: Any, xp: Any, run: Any) -> Any:
+        if not are_plain("cuda", *arrays):
+            return run(operation, p, *arrays, xp=xp, after="torch_cuda")
+        return function(p, *arrays, xp=xp, run=run)
+
+    return run_on_memory
+
+
+def _with_memory_into(operation: str) -> Callable[..., Any]:
+    function = getattr(_operations, operation)
+
+    def run_on_memory(p: Problem, *arrays: Any, xp: Any, run: Any, out: Array | None = None) -> Any:
+        if not are_plain("cuda", *arrays, out):
+            return run(operation, p, *arrays, xp=xp, after="torch_cuda")
+        return function(p, *arrays, xp=xp, run=run, out=out)
+
+    return run_on_memory
+
+
+softmax = _with_memory_into("softmax")
+log_softmax = _with_memory_into("log_softmax")
+logsumexp = _with_memory("logsumexp")
+cross_entropy = _with_memory_into("cross_entropy")
+softmax_product = _with_memory("softmax_product")
+log_softmax_vjp = _with_memory("log_softmax_vjp")
+log_softmax_jvp = _with_memory("log_softmax_jvp")
+
+
+def weigh(p: Problem, given: Any, reduction: str) -> Any:
+    arrays = (given.targets, given.sample_weight, given.weight, given.where)
+    return _weighings.weigh(p, given, reduction) if _are_numbers(*arrays) else None
+
+
+def reduce_rows(p: Problem, loss: Array, w: Any, dtype: str) -> Array | None:
+    numbers = _are_numbers(loss, w.s, w.absent, w.divisor)
+    return _weighings.reduce_rows(p, loss, w, dtype) if numbers else None
+
+
+def _are_numbers(*arrays: Array | None) -> bool:
+    """These stand in front of the derivative rules."""
+    return are_plain("cuda", *arrays) and not have_tangents(*arrays)

@@ -1,0 +1,1 @@
+"""What is here: array libraries, and the facts about them."""
