@@ -76,7 +76,8 @@ def _torch(xb: Backend, rng, a: np.ndarray) -> Any:
 def _dask(xb: Backend, rng, a: np.ndarray) -> Any:
     import dask.array
 
-    return dask.array.from_array(a, chunks=tuple(lengths(rng, n) for n in a.shape))
+    # Dask itself broadcasts no axis of length 1 that has an empty piece: "Chunks do not add up to same value"
+    return dask.array.from_array(a, chunks=tuple((1,) if n == 1 else lengths(rng, n) for n in a.shape))
 
 
 def lengths(rng, n: int) -> tuple[int, ...]:

@@ -5,8 +5,10 @@ import re
 import fuzz
 import numpy as np
 import pytest
+from fuzz_memory import placed
 from fuzz_problems import VERBS, Head, draw
 
+from xsoftmax import backend
 from xsoftmax.threads import get_num_threads
 from xsoftmax.verbs import functions, losses
 from xsoftmax.verify.oracle import FAMILIES
@@ -126,6 +128,13 @@ def test_every_verb_and_option_is_drawn():
     }
     assert {p.raises for p in problems} == {"never", "always", "checked"}
     assert {p.into for p in problems} == {None, "new", "input"}
+
+
+def test_dask_broadcasts_what_is_drawn():
+    pytest.importorskip("dask")
+    for seed in range(40):
+        x = placed(backend("dask"), np.random.default_rng(seed), np.ones((1, 3)))
+        assert (x + np.ones((2, 3))).compute().shape == (2, 3)
 
 
 def test_nothing_judged_is_a_failure(capsys):
