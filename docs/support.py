@@ -6,7 +6,7 @@ python docs/support.py
 from pathlib import Path
 
 from xsoftmax.implementations import REGISTRY
-from xsoftmax.libraries.backends import _LIBRARIES
+from xsoftmax.libraries.facts import FACTS
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- support table: python docs/support.py -->", "<!-- end of the support table -->"
@@ -18,13 +18,13 @@ def table():
         "| backend | to install | floating dtypes | a label out of range | implementations, first come first served |",
         "|---|---|---|---|---|",
     ]
-    for name, library in _LIBRARIES.items():
+    for library in FACTS.values():
         serving = [entry for entry in REGISTRY if entry.library in (library.roots[0], "*")]
         served = [f"{entry.name} (where asked for)" if entry.off else entry.name for entry in serving]
-        on_device = library.lazy or library.module == "cupy"
+        on_device = library.promises or not library.shows_values
         dtypes = "all four" if len(library.dtypes) == 4 else ", ".join(library.dtypes)
         label = "nan row" if on_device else "ValueError"
-        lines.append(f"| `{name}` | `{library.install}` | {dtypes} | {label} | {', '.join(served)} |")
+        lines.append(f"| `{library.name}` | `{library.install}` | {dtypes} | {label} | {', '.join(served)} |")
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -30,8 +31,6 @@ ROWS = [
     {"kernels", "libraries", "threads"},
 ]
 RANK = {module: len(ROWS) - row for row, modules in enumerate(ROWS) for module in modules}
-RECORDS = {"Array", "Problem", "Rows"}  # what the seam hands down; an implementation names them and nothing else above
-
 ARRAY_LIBRARIES = {
     "numpy",
     "cupy",
@@ -121,19 +120,86 @@ def test_arrows_catch_a_planted_offender(source, module):
     assert len(list(wrong_arrows(source, module))) == 1
 
 
-def names_from_problem(source):
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("calls.arguments"):
-            yield from (alias.name for alias in node.names)
+def strange_rooms(source, module):
+    """Imports of an implementation from another library's folder, or from what is no record of a call, as text."""
+    _, here, *_ = module.split(".")
+    for target in imports(source, module):
+        match target.split("."):
+            case ["implementations", there, *_] if there not in ("array_api", here) and (module, there) != CUDA:
+                yield f"{module} imports {target}"
+            case ["calls", *rest] if rest not in (["records"], ["plan"]):
+                yield f"{module} imports {target}"
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "implementations").rglob("*.py")), ids=module_of)
-def test_implementations_take_only_the_records(path):
-    assert set(names_from_problem(path.read_text())) <= RECORDS
+CUDA = ("implementations.torch.cuda", "cupy")  # the same kernels on another library's memory
+WINGS = sorted(path for path in (PACKAGE / "implementations").rglob("*.py") if path.parent.name != "implementations")
 
 
-def test_more_than_a_record_is_caught():
-    assert set(names_from_problem("from ...calls.arguments import Problem, on_logits")) - RECORDS == {"on_logits"}
+@pytest.mark.parametrize("path", WINGS, ids=module_of)
+def test_a_library_knows_itself_and_the_formulas(path):
+    assert list(strange_rooms(path.read_text(), module_of(path))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "module"),
+    [
+        ("from ..numpy.views import views", "implementations.torch.cpu"),
+        ("from ..cupy import launch", "implementations.torch.native"),
+        ("from ...calls.arguments import on_logits", "implementations.jax.native"),
+        ("from ...calls import checks", "implementations.dask.chunked"),
+    ],
+)
+def test_a_strange_room_is_caught(source, module):
+    assert len(list(strange_rooms(source, module))) == 1
+
+
+def test_one_module_wraps_namespaces():
+    """The compatibility layer is asked in one place."""
+    found = {
+        module_of(path)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if any(re.fullmatch(r"array_api_compat(\.\w*)*", name) for name in _named(node))
+    }
+    assert found == {"libraries.namespaces"}
+
+
+def _named(node):
+    """What an import or a string of its own names."""
+    match node:
+        case ast.Import():
+            return [alias.name for alias in node.names]
+        case ast.ImportFrom():
+            return [node.module or ""]
+        case ast.Constant(value=str(text)):
+            return [text]
+    return []
+
+
+ALONE = (
+    "formulas",
+    "weights",
+    "implementations/array_api",
+    "libraries/sums",
+    "libraries/arrays",
+    "libraries/facts",
+    "libraries/namespaces",
+    "calls/plan",
+    "calls/records",
+)
+
+
+def test_the_mathematics_can_be_vendored(tmp_path):
+    """Formulas, weights, sums and the operations by them need the records and what is known of libraries alone."""
+    new = tmp_path / "vendored"
+    for name in ALONE:
+        source = PACKAGE / name if (PACKAGE / name).is_dir() else (PACKAGE / name).with_suffix(".py")
+        target = new / source.relative_to(PACKAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    modules = ("formulas", "weights", "libraries.sums", "implementations.array_api.operations")
+    code = "import " + ", ".join(f"vendored.{module}" for module in modules)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
 
 
 def test_type_checking_imports_are_no_arrows():

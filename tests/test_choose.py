@@ -87,7 +87,7 @@ def test_one_that_is_off_runs_only_where_asked_for(registry):
 )
 def test_work_around_the_operations(registry, off, asked, own):
     """An implementation may weigh rows and sum their losses itself."""
-    registry((MINE, "numpy", {"reduce_rows": lambda p, loss, w, dtype: np.float64(7.0)}, [], off))
+    registry((MINE, "numpy", {"reduce_rows": lambda p, loss, w, reduction, dtype: np.float64(7.0)}, [], off))
     with xs.use_implementation(asked) if asked else nullcontext():
         loss = xs.cross_entropy(np.zeros((2, 2)), LABELS, sample_weight=np.ones(2))
     assert loss == (7.0 if own else pytest.approx(np.log(2)))

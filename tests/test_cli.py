@@ -185,7 +185,7 @@ def test_an_interrupt_is_status_130(capsys, monkeypatch, arguments):
         "xsoftmax.cli.backends",
         "xsoftmax.cli.Counter",
         "xsoftmax.bench.measure.Group",
-        "xsoftmax.verify._run",
+        "xsoftmax.verify.run._run",
     ):
         monkeypatch.setattr(name, interrupt)
     assert main(arguments) == 130

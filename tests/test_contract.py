@@ -5,7 +5,8 @@ import pytest
 from xsoftmax import use_implementation
 from xsoftmax.choose import candidates
 from xsoftmax.libraries.arrays import library_of
-from xsoftmax.verify import DTYPES, VERBS, summarise, verify
+from xsoftmax.verify import DTYPES, VERBS
+from xsoftmax.verify.run import summarise, verify
 
 REFUSAL = "was asked for but refuses"
 ON_INTEGERS = ["softmax", "log_softmax", "logsumexp", "cross_entropy_and_grad"]

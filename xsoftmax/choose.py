@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
-from .calls.arguments import Problem
+from .calls.records import Problem
 from .implementations import REGISTRY, Entry
 
 _VARIABLE = "XSOFTMAX_IMPLEMENTATION"

@@ -21,7 +21,7 @@ from .bench.options import QUICK, VERBS, add_options
 from .libraries.backends import Backend, backend, backends
 
 if TYPE_CHECKING:
-    from .verify import Summary
+    from .verify.run import Summary
 
 FAILED = 1
 UNUSABLE = 2  # as argparse, for wrong usage
@@ -236,7 +236,7 @@ def _zeros(chosen: Backend, name: str, names: list[str], options: argparse.Names
 def _verify(options: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from .verify import plan, summarise, verify
+    from .verify.run import plan, summarise, verify
 
     wanted = {"verbs": options.verb, "dtypes": options.dtype}
     with _asked():

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from xsoftmax.calls.arguments import Problem
+from xsoftmax.calls.records import Problem
 from xsoftmax.implementations import cupy as cupy_implementations
 from xsoftmax.kernels.cuda import launch as cuda
 

@@ -24,7 +24,7 @@ def test_plain_tensors_are_taken():
 
 
 def test_bfloat16_needs_its_numpy_dtype(monkeypatch):
-    problem = SimpleNamespace(container="Tensor", dtype="bfloat16", result="bfloat16")
+    problem = SimpleNamespace(container="Tensor", device="cpu", dtype="bfloat16", result="bfloat16")
     assert torch_cpu.refuses(problem) == []
     monkeypatch.setattr(torch_cpu, "find_spec", lambda name: None)
     missing = "ml_dtypes, NumPy's bfloat16, is not installed: pip install ml_dtypes"

@@ -11,7 +11,7 @@ from support import forget_choices
 torch = pytest.importorskip("torch")
 
 import xsoftmax as xs  # noqa: E402
-from xsoftmax.calls.arguments import Problem  # noqa: E402
+from xsoftmax.calls.records import Problem  # noqa: E402
 from xsoftmax.implementations.cupy.operations import Operations  # noqa: E402
 from xsoftmax.implementations.cupy.weights import Weighings  # noqa: E402
 from xsoftmax.implementations.torch import cuda as torch_cuda  # noqa: E402
@@ -114,12 +114,12 @@ def test_derivatives(host, tmp_path):
     assert host.missing == set()
 
 
-def _problem(container):
-    return Problem("softmax", "torch", container, "float32", "float64", "float32", (-1,))
+def _problem(device):
+    return Problem("softmax", "torch", "Tensor", "float32", "float64", "float32", (-1,), device=device)
 
 
 def test_refusals(monkeypatch):
-    assert torch_cuda.refuses(_problem("Tensor")) == ["a Tensor is not plain memory of a CUDA device"]
+    assert torch_cuda.refuses(_problem("cpu")) == ["a Tensor is not plain memory of a CUDA device"]
     monkeypatch.setattr(torch_cuda, "find_spec", lambda name: None)
     missing = 'CuPy, which launches the kernels, is not installed: pip install "xsoftmax[cuda13x]"'
-    assert torch_cuda.refuses(_problem("cuda.Tensor")) == [missing]
+    assert torch_cuda.refuses(_problem("cuda")) == [missing]

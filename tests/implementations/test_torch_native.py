@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: E402
 
 import xsoftmax as xs  # noqa: E402
 from xsoftmax import choose  # noqa: E402
-from xsoftmax.calls.arguments import Rows  # noqa: E402
+from xsoftmax.calls.records import Rows  # noqa: E402
 from xsoftmax.implementations.torch import native as torch_native  # noqa: E402
 
 pytestmark = [

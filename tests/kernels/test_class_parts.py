@@ -7,7 +7,7 @@ import pytest
 
 import xsoftmax as xs
 from xsoftmax import formulas
-from xsoftmax.calls.arguments import Problem, Rows
+from xsoftmax.calls.records import Problem, Rows
 from xsoftmax.choose import run
 from xsoftmax.formulas import Part
 from xsoftmax.implementations.array_api import operations as array_api

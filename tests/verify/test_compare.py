@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from perfect import rounded
 
-from xsoftmax.verify import exact_results
 from xsoftmax.verify.cases import FLOATS, cases
 from xsoftmax.verify.compare import COLUMNS, CONTRACT, Arithmetic, judge
 from xsoftmax.verify.exact import Exact
 from xsoftmax.verify.formats import FORMATS, MP
 from xsoftmax.verify.inputs import block, numpy_dtype
 from xsoftmax.verify.oracle import expected
+from xsoftmax.verify.run import exact_results
 
 FLOAT32, FLOAT64 = Arithmetic("float32"), Arithmetic("float64")
 NATIVE = Arithmetic("float32", float64=False)

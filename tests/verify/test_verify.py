@@ -8,8 +8,9 @@ import pytest
 
 from xsoftmax.libraries.backends import Backend, backend
 from xsoftmax.verbs import functions, linear, losses
-from xsoftmax.verify import DTYPES, VERBS, Result, plan, summarise, verify
+from xsoftmax.verify import DTYPES, VERBS
 from xsoftmax.verify.cases import FLOATS, POSITIONAL, cases
+from xsoftmax.verify.run import Result, plan, summarise, verify
 
 VERB = {"verbs": ["softmax"], "dtypes": ["float32"]}
 
@@ -219,6 +220,6 @@ def test_cases_reach_the_corners():
 
 
 def results(case):
-    from xsoftmax.verify import exact_results
+    from xsoftmax.verify.run import exact_results
 
     return exact_results(case, "float64")["cross_entropy"][0].values if case.error == "never" else []

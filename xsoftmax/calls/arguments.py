@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..libraries.arrays import (
@@ -11,6 +10,7 @@ from ..libraries.arrays import (
     container_of,
     default_float,
     device_of,
+    device_type,
     dtype_name,
     has_dtype,
     index_dtype,
@@ -19,78 +19,7 @@ from ..libraries.arrays import (
     with_axis,
 )
 from . import checks
-from .checks import Array, Axis
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is asked, without the arrays: hashable, so that the choice of an implementation is cached.
-
-    `dtype` is that of the logits, `compute` that of the arithmetic, `result` that of the arrays returned; `axes` are
-    negative. `wants` says which of "loss" and "grad" a cross-entropy returns.
-    """
-
-    verb: str
-    library: str
-    container: str
-    dtype: str
-    compute: str
-    result: str
-    axes: tuple[int, ...]
-    masked: bool = False
-    temperature: float = 1.0
-    softcap: float | None = None
-    labels: bool = False
-    class_weighted: bool = False
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    wants: tuple[str, ...] = ()
-
-
-class Rows(NamedTuple):
-    """The row options that are arrays, each broadcastable to the logits or None.
-
-    `scale` multiplies a row's gradient, 0 for a row that is absent; `zeta` is the factor of the squared logsumexp.
-    """
-
-    where: Array | None = None
-    weight: Array | None = None
-    scale: Array | float | None = None
-    zeta: Array | float = 0.0
-
-
-class Given(NamedTuple):
-    """Checked arrays on their way to an implementation, in floating dtypes and native byte order."""
-
-    problem: Problem
-    xp: Any
-    device: Any
-    arrays: tuple[Array | None, ...]
-    where: Array | None
-
-
-class GivenLoss(NamedTuple):
-    """Checked arguments of a loss; `targets` are labels in the widest integer dtype, or probabilities as given.
-
-    `x` are the logits; with `linear`, (linear_weight, linear_bias), what is multiplied to become them. `totals` is
-    given where these are some rows of a larger batch: what `weighing.totals` tells of all, empty if no mean is asked
-    for.
-    """
-
-    problem: Problem
-    xp: Any
-    device: Any
-    x: Array
-    classes: int
-    targets: Array
-    raw_targets: Array
-    where: Array | None
-    weight: Array | None
-    sample_weight: Array | None
-    ignore_index: int | None
-    v: Array | None = None
-    linear: tuple[Array, Array | None] | None = None
-    totals: tuple[Array | int, ...] | None = None
+from .records import Array, ArrayCall, Axis, LossCall, Options, Problem
 
 
 def on_logits(
@@ -102,7 +31,7 @@ def on_logits(
     where: Array | None = None,
     temperature: float = 1.0,
     out: Array | None = None,
-) -> Given:
+) -> ArrayCall:
     """softmax and its kin; logits and factors `b` are broadcast against each other."""
     xp = checks.namespace(verb, {"x": x}, b=b, where=where)
     x, b, where = (checks.as_array(a, xp) for a in (x, b, where))
@@ -125,15 +54,16 @@ def on_logits(
         compute_dtype(dtype, xp, device, wide_halves=False),
         dtype,
         axes,
+        device=device_type(x, library_of(xp)),
         masked=where is not None,
         temperature=checks.positive(verb, "temperature", temperature),
     )
-    return Given(problem, xp, device, floats, where)
+    return ArrayCall(problem, xp, device, floats, where)
 
 
 def on_arrays(
     verb: str, arrays: dict[str, Array], *, axis: Axis, where: Array | None = None, one: bool = False
-) -> Given:
+) -> ArrayCall:
     """Verbs on one or more arrays of the same shape; the result has their promoted dtype."""
     xp = checks.namespace(verb, arrays, where=where)
     where = checks.as_array(where, xp)
@@ -156,36 +86,36 @@ def on_arrays(
         compute_dtype(dtype, xp, device, wide_halves=False),
         dtype,
         axes,
+        device=device_type(x, library_of(xp)),
         masked=where is not None,
     )
-    return Given(problem, xp, device, floats, where)
+    return ArrayCall(problem, xp, device, floats, where)
+
+
+class _Logits(NamedTuple):
+    """The logits of a loss, or what a linear one makes them of: `x`. `name` is what an error calls them."""
+
+    x: Array
+    name: str
+    shape: tuple[Any, ...]
+    axis: int
+    dtype: str
 
 
 def on_loss(
     verb: str,
-    logits: Array,
-    targets: Array,
-    axis: int,
-    where: Array | None,
-    weight: Array | None,
-    sample_weight: Array | None,
-    ignore_index: int | None,
-    label_smoothing: float,
-    temperature: float,
-    softcap: float | None,
-    z_loss: float,
-    reduction: str,
+    arrays: dict[str, Array],
+    options: Options,
     *,
+    axis: int,
     wants: tuple[str, ...] = (),
-    v: Array | None = None,
     out: Array | None = None,
-    name: str = "logits",
-) -> GivenLoss:
-    """The cross-entropy family, on logits or (by `name`) on probabilities."""
-    required = {name: logits, "targets": targets, **({} if wants else {"v": v})}
-    optional = {"where": where, "weight": weight, "sample_weight": sample_weight}
-    xp = checks.namespace(verb, required, **optional)
-    x, v = (checks.as_array(a, xp) for a in (logits, v))
+) -> LossCall:
+    """The cross-entropy family, on logits or probabilities, which come first, targets, and a vector `v` if need be."""
+    optional = {"where": options.where, "weight": options.weight, "sample_weight": options.sample_weight}
+    xp = checks.namespace(verb, arrays, **optional)
+    name, x = next(iter(arrays.items()))
+    x, v = (checks.as_array(a, xp) for a in (x, arrays.get("v")))
     checks.check_dtype(verb, name, x)
     axis = checks.one_axis(verb, axis, x.ndim, name)
     shape = tuple(x.shape)
@@ -195,82 +125,41 @@ def on_loss(
         checks.check_dtype(verb, "v", v)
         checks.check_shape(verb, "v", v, shape, f"{name}.shape")
     floats = floating(x, xp, device_of(x))
-    checks.check_out(verb, out, floats, {**required, **optional}, xp)
-    given = _on_loss(
-        verb, xp, floats, shape, axis, dtype_name(floats), targets, where, weight, sample_weight, ignore_index,
-        label_smoothing, temperature, softcap, z_loss, reduction, wants, name
-    )  # fmt: skip
-    return given._replace(v=v)
+    checks.check_out(verb, out, floats, {**arrays, **optional}, xp)
+    logits = _Logits(floats, name, shape, axis, dtype_name(floats))
+    return _on_loss(verb, xp, logits, arrays["targets"], options, wants)._replace(v=v)
 
 
-def on_linear_loss(
-    verb: str,
-    input: Array,
-    linear_weight: Array,
-    targets: Array,
-    linear_bias: Array | None,
-    where: Array | None,
-    weight: Array | None,
-    sample_weight: Array | None,
-    ignore_index: int | None,
-    label_smoothing: float,
-    temperature: float,
-    softcap: float | None,
-    z_loss: float,
-    reduction: str,
-    *,
-    wants: tuple[str, ...],
-) -> GivenLoss:
+def on_linear_loss(verb: str, arrays: dict[str, Array], options: Options, *, wants: tuple[str, ...]) -> LossCall:
     """A loss of logits = input @ linear_weight.T + linear_bias, which are not made here."""
-    required = {"input": input, "linear_weight": linear_weight, "targets": targets}
-    optional = {"linear_bias": linear_bias, "where": where, "weight": weight, "sample_weight": sample_weight}
-    xp = checks.namespace(verb, required, **optional)
-    x, factor, bias = (checks.as_array(a, xp) for a in (input, linear_weight, linear_bias))
-    for name, a in (("input", x), ("linear_weight", factor), ("linear_bias", bias)):
+    required = {name: a for name, a in arrays.items() if name != "linear_bias"}
+    optional = {"where": options.where, "weight": options.weight, "sample_weight": options.sample_weight}
+    xp = checks.namespace(verb, required, linear_bias=arrays["linear_bias"], **optional)
+    linear = {name: checks.as_array(a, xp) for name, a in arrays.items() if name != "targets"}
+    for name, a in linear.items():
         if a is not None:
             checks.check_dtype(verb, name, a)
-    checks.check_linear(verb, x, factor, bias)
-    device = device_of(x)
-    x, factor = floating(x, xp, device), floating(factor, xp, device)
-    bias = None if bias is None else floating(bias, xp, device)
-    shape = (*x.shape[:-1], factor.shape[0])
+    checks.check_linear(verb, *linear.values())
+    device = device_of(linear["input"])
+    x, factor = (floating(linear[name], xp, device) for name in ("input", "linear_weight"))
+    bias = None if linear["linear_bias"] is None else floating(linear["linear_bias"], xp, device)
     dtype = promoted([dtype_name(a) for a in (x, factor, bias) if a is not None])
-    given = _on_loss(
-        verb, xp, x, shape, -1, dtype, targets, where, weight, sample_weight, ignore_index,
-        label_smoothing, temperature, softcap, z_loss, reduction, wants, "logits"
-    )  # fmt: skip
-    return given._replace(linear=(factor, bias))
+    logits = _Logits(x, "logits", (*x.shape[:-1], factor.shape[0]), -1, dtype)
+    return _on_loss(verb, xp, logits, arrays["targets"], options, wants)._replace(linear=(factor, bias))
 
 
-def _on_loss(
-    verb: str,
-    xp: Any,
-    x: Array,
-    shape: tuple[Any, ...],
-    axis: int,
-    dtype: str,
-    targets: Array,
-    where: Array | None,
-    weight: Array | None,
-    sample_weight: Array | None,
-    ignore_index: int | None,
-    label_smoothing: float,
-    temperature: float,
-    softcap: float | None,
-    z_loss: float,
-    reduction: str,
-    wants: tuple[str, ...],
-    name: str,
-) -> GivenLoss:
-    """`shape` and `dtype` are those of the logits."""
-    targets, where, weight, sample_weight = (checks.as_array(a, xp) for a in (targets, where, weight, sample_weight))
+def _on_loss(verb: str, xp: Any, logits: _Logits, targets: Array, options: Options, wants: tuple[str, ...]) -> LossCall:
+    x, name, shape, axis, dtype = logits
+    targets, where, weight, sample_weight = (
+        checks.as_array(a, xp) for a in (targets, options.where, options.weight, options.sample_weight)
+    )
     rows = shape[:axis] + shape[len(shape) + axis + 1 :]
     labels = checks.check_targets(verb, name, targets, shape, rows, axis)
     if labels:
         checks.check_indexable(verb, xp, "pass probabilities, such as one-hot rows")
     checks.check_where(verb, where, shape, name)
-    checks.check_ignore_index(verb, ignore_index, labels)
-    checks.check_reduction(verb, reduction)
+    checks.check_ignore_index(verb, options.ignore_index, labels)
+    checks.check_reduction(verb, options.reduction)
     for key, array, expected, why in (
         ("weight", weight, (shape[axis],), f"the number of classes of {name} on axis {axis}"),
         ("sample_weight", sample_weight, rows, f"{name}.shape without axis {axis}"),
@@ -288,23 +177,31 @@ def _on_loss(
         compute,
         dtype,
         (axis,),
+        device=device_type(x, library_of(xp)),
         masked=where is not None,
-        temperature=checks.positive(verb, "temperature", temperature),
-        softcap=None if softcap is None else checks.positive(verb, "softcap", softcap),
+        temperature=checks.positive(verb, "temperature", options.temperature),
+        softcap=None if options.softcap is None else checks.positive(verb, "softcap", options.softcap),
         labels=labels,
         class_weighted=weight is not None,
-        label_smoothing=checks.fraction(verb, "label_smoothing", label_smoothing),
-        z_loss=checks.finite(verb, "z_loss", z_loss),
+        label_smoothing=checks.fraction(verb, "label_smoothing", options.label_smoothing),
+        z_loss=checks.finite(verb, "z_loss", options.z_loss),
         wants=wants,
     )
-    if weight is not None:
-        weight = xp.reshape(cast(weight, compute, xp), (-1,) + (1,) * (-axis - 1))
-    if sample_weight is not None:
-        sample_weight = with_axis(cast(sample_weight, compute, xp), axis)
-    widened = targets
-    if labels:
-        widened, ignore_index = _widened(targets, ignore_index, xp, device)
-    return GivenLoss(problem, xp, device, x, shape[axis], widened, targets, where, weight, sample_weight, ignore_index)
+    widened, ignored = _widened(targets, options.ignore_index, xp, device) if labels else (targets, None)
+    return LossCall(
+        problem,
+        xp,
+        device,
+        x,
+        classes=shape[axis],
+        targets=widened,
+        raw_targets=targets,
+        where=where,
+        weight=None if weight is None else xp.reshape(cast(weight, compute, xp), (-1,) + (1,) * (-axis - 1)),
+        sample_weight=None if sample_weight is None else with_axis(cast(sample_weight, compute, xp), axis),
+        ignore_index=ignored,
+        reduction=options.reduction,
+    )
 
 
 def _broadcast(x: Array, b: Array, xp: Any) -> tuple[Array, Array]:
@@ -348,8 +245,3 @@ def promoted(names: list[str]) -> str:
     if len(set(names)) == 1:
         return names[0]
     return "float64" if "float64" in names else "float32"
-
-
-def loss_dtype(dtype: str) -> str:
-    """The loss of half-precision logits is float32."""
-    return "float32" if dtype in HALF else dtype

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-import array_api_compat
-
+from ..libraries import facts
 from ..libraries.arrays import (
     FLOATING,
     INTEGER,
@@ -21,11 +20,10 @@ from ..libraries.arrays import (
     is_symbolic,
     library_of,
 )
+from ..libraries.namespaces import array_namespace, is_writeable_array
 from ..libraries.strides import overlaps_itself
+from .records import Array, Axis
 
-Array = Any
-Axis = int | Sequence[int] | None
-_STRIDED = frozenset({"cupy", "numpy", "torch"})
 # What makes an array of a data frame or of a sparse matrix, by library or kind.
 _TO_ARRAY = {
     **dict.fromkeys(("pandas", "polars"), "to_numpy"),
@@ -72,11 +70,11 @@ def _namespace_of(verb: str, name: str, x: Any) -> Any:
         refused = f"pass {name}.{method}()"
     if refused is None and kind is not bool and not isinstance(x, (int, float, complex)):
         try:
-            return array_api_compat.array_namespace(x)
+            return array_namespace(x)
         except TypeError:
             pass
     elif refused is None and library == "numpy":  # numpy.float64 is a float and an array scalar
-        return array_api_compat.array_namespace(x)
+        return array_namespace(x)
     described = kind.__name__ if library == "builtins" else f"{library}.{kind.__name__}"
     fix = refused or f"convert it first, for example with numpy.asarray({name})"
     raise TypeError(f"{verb}: {name} is a {described}, expected an array; {fix}")
@@ -101,8 +99,8 @@ def _not_dense(name: str, x: Any) -> tuple[str, str] | None:
 
 
 def check_device(verb: str, xp: Any, arrays: dict[str, Array]) -> None:
-    if library_of(xp) in ("jax", "dask", "ndonnx", "cubed", "numpy"):
-        return  # placement is the library's own business there
+    if facts.of(library_of(xp)).places:
+        return
     (first, x), *others = arrays.items()
     for name, other in others:
         if is_distributed(other) != is_distributed(x):
@@ -215,13 +213,10 @@ def check_indexable(verb: str, xp: Any, fix: str) -> None:
         raise NotImplementedError(f"{verb}: {library_of(xp)} has no arange, which class indices need; {fix}")
 
 
-_MOST_DIMENSIONS = dict.fromkeys(("numpy", "cupy", "array_api_strict", "dask", "marray"), 64)
-
-
 def check_room(verb: str, name: str, x: Array, xp: Any) -> None:
     """The result has a dimension more."""
-    most = _MOST_DIMENSIONS.get(library_of(xp), math.inf)
-    if x.ndim >= most:
+    most = facts.of(library_of(xp)).most_dimensions
+    if most is not None and x.ndim >= most:
         raise ValueError(
             f"{verb}: {name} has {x.ndim} dimensions, expected {most - 1} at most: "
             f"the result has one more, and arrays of {library_of(xp)} have {most} at most"
@@ -380,7 +375,7 @@ def check_out(verb: str, out: Array | None, x: Array, inputs: dict[str, Array], 
         return
     if _namespace_of(verb, "out", out) is not xp:
         raise TypeError(f"{verb}: out is not an array of {library_of(xp)}, expected the library of the input")
-    if library_of(xp) in ("jax", "dask", "ndonnx", "cubed") or not _is_writeable(out):
+    if not facts.of(library_of(xp)).writeable or not _is_writeable(out):
         raise TypeError(f"{verb}: out is a read-only or lazy array, expected one that can be written to")
     check_device(verb, xp, {"out": out, **{k: v for k, v in inputs.items() if v is not None}})
     if dtype_name(out) != dtype_name(x):
@@ -388,7 +383,7 @@ def check_out(verb: str, out: Array | None, x: Array, inputs: dict[str, Array], 
     check_shape(verb, "out", out, tuple(x.shape), "the result's shape")
     if library_of(xp) == "torch" and _records_gradients([out, *inputs.values()]):
         raise ValueError(f"{verb}: out was given while gradients are recorded, expected out=None or torch.no_grad()")
-    if library_of(xp) in _STRIDED and overlaps_itself(*_layout(out)):
+    if facts.of(library_of(xp)).views and overlaps_itself(*_layout(out)):
         raise ValueError(f"{verb}: out overlaps itself, expected memory of its own for each element")
     for name, given in inputs.items():
         if given is not None and _overlaps_partly(out, given, xp):
@@ -396,7 +391,7 @@ def check_out(verb: str, out: Array | None, x: Array, inputs: dict[str, Array], 
 
 
 def _is_writeable(x: Array) -> bool:
-    return array_api_compat.is_writeable_array(x) and not (hasattr(x, "_is_zerotensor") and x._is_zerotensor())
+    return is_writeable_array(x) and not (hasattr(x, "_is_zerotensor") and x._is_zerotensor())
 
 
 def _records_gradients(arrays: list[Array]) -> bool:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-import array_api_compat
+from . import facts, namespaces
 
 HALF = frozenset({"float16", "bfloat16"})
 FLOATING = HALF | {"float32", "float64"}
@@ -16,9 +16,6 @@ INTEGER = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16,
 
 # Whether arrays are part of a graph of PyTorch's compiler, also where this runs it as it stands.
 in_graph: ContextVar[bool] = ContextVar("xsoftmax_in_graph", default=False)
-
-# No truth value without running a graph, waiting for a device, or failing under a tracer.
-_LAZY = frozenset({"cubed", "cupy", "dask", "dpnp", "jax", "mlx", "ndonnx"})
 
 
 @lru_cache(maxsize=256)
@@ -33,23 +30,22 @@ def dtype_name(x: Any, /) -> str:
 
 @lru_cache(maxsize=64)
 def library_of(xp: Any) -> str:
-    return xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+    return namespaces.root(xp)
 
 
 def device_of(x: Any) -> Any:
     """The device of `x`; None where its library has no such notion (mlx), hides it (a JAX tracer) or knows several."""
-    device = array_api_compat.device(x) if hasattr(x, "device") else None
+    device = namespaces.device(x) if hasattr(x, "device") else None
     return None if hasattr(device, "device_set") else device  # of a JAX array on several, it is their sharding
 
 
 def container_of(x: Any, library: str) -> str:
     """The kind of array within its library: not all of PyTorch's may be handed to compiled code."""
-    if library == "torch":
-        if _is_compiled():
-            return "compiled"
-        if x.device.type != "cpu":
-            return f"{x.device.type}.{type(x).__name__}"
-    return type(x).__name__
+    return "compiled" if library == "torch" and _is_compiled() else type(x).__name__
+
+
+def device_type(x: Any, library: str) -> str:
+    return getattr(getattr(x, "device", None), "type", facts.of(library).device)
 
 
 def is_lazy(x: Any, library: str) -> bool:
@@ -63,7 +59,7 @@ def is_lazy(x: Any, library: str) -> bool:
             or _is_compiled()
             or torch._C._functorch.is_functorch_wrapped_tensor(x)
         )
-    return library in _LAZY
+    return not facts.of(library).shows_values
 
 
 def _is_compiled() -> bool:
@@ -102,17 +98,18 @@ def completed(x: Any) -> Any:
 
 def may_be_cut(x: Any, xp: Any) -> bool:
     """Whether parts of an axis of `x` may lie on devices of their own."""
-    return library_of(xp) == "jax" or is_distributed(x)
+    return facts.of(library_of(xp)).adds == "in parts" or is_distributed(x)
 
 
 def looked_up(table: Any, index: Any, xp: Any) -> Any:
     """`table[index]` of a table with one axis, for an index of any shape that lies inside."""
     library = library_of(xp)
-    if library in ("cupy", "numpy", "torch"):
+    indexing = facts.of(library).indexing
+    if indexing == "own":
         return table[index]
-    if library == "jax":
+    if indexing == "sharded":
         return table.at[index].get(out_sharding=_told_sharding(index))
-    if library in ("cubed", "dask"):  # their own indexing computes the index, or takes one axis alone
+    if indexing == "blockwise":  # their own indexing computes the index, or takes one axis alone
         blockwise = import_module("dask.array" if library == "dask" else library).apply_gufunc
         whole = table.rechunk((table.shape[0],))
         return blockwise(_at, "(k),()->()", whole, index, output_dtypes=table.dtype)
@@ -212,3 +209,8 @@ def class_indices(n: int, axis: int, xp: Any, device: Any, like: Any = None) -> 
 
         return DTensor.from_local(indices, like.device_mesh)  # all of them on every device
     return indices + xp.zeros_like(like, dtype=indices.dtype)
+
+
+def loss_dtype(dtype: str) -> str:
+    """The loss of half-precision logits is float32."""
+    return "float32" if dtype in HALF else dtype

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+from .adapters import ADAPTERS, Adapter
+from .facts import FACTS, Facts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +35,7 @@ NAMES = (
     "sparse",
 )
 
+_NAMED = {facts.name: facts for facts in FACTS.values()}
 _NARROWER = {"float64": "float32", "int64": "int32", "uint64": "uint32"}
 
 
@@ -59,8 +62,12 @@ class Backend:
         return backend, (self.name,)
 
     @property
-    def _library(self) -> _Library:
-        return _LIBRARIES[self.name.partition(":")[0]]
+    def _facts(self) -> Facts:
+        return _NAMED[self.name.partition(":")[0]]
+
+    @property
+    def _adapter(self) -> Adapter:
+        return ADAPTERS[self._facts.roots[0]]
 
     @property
     def float64(self) -> bool:
@@ -70,23 +77,23 @@ class Backend:
     @property
     def lazy(self) -> bool:
         """Whether arrays may be promises: then no verb looks at a value, and a bad label gives a row of nan."""
-        return self._library.lazy
+        return self._facts.promises
 
     @property
     def checks_labels(self) -> bool:
         """Whether a bad label raises: true for eager libraries on the CPU, where looking costs no synchronisation."""
-        return not self.lazy and getattr(self.device, "type", "cpu") == "cpu" and self._library.module != "cupy"
+        return not self.lazy and getattr(self.device, "type", "cpu") == "cpu" and self._facts.shows_values
 
     @property
     def flushes_subnormals(self) -> bool:
         """Whether results that are subnormal may come out as zero."""
-        return self._library.flushes_subnormals or getattr(self.device, "type", "cpu") == "cuda"
+        return self._facts.flushes_subnormals or getattr(self.device, "type", "cpu") == "cuda"
 
     def dtypes(self) -> tuple[str, ...]:
         """Names of the floating dtypes, narrowest first, that arrays of this backend can have."""
         native = self._native_dtypes()
-        held = [name for name in self._library.dtypes if name in native or name in ("float16", "bfloat16")]
-        if self._library.ml_dtypes and find_spec("ml_dtypes") is None:
+        held = [name for name in self._facts.dtypes if name in native or name in ("float16", "bfloat16")]
+        if self._facts.ml_dtypes and find_spec("ml_dtypes") is None:
             held.remove("bfloat16")
         return tuple(held)
 
@@ -117,14 +124,14 @@ class Backend:
         name = None if dtype is None else _dtype_name(dtype)
         if name is not None:
             self._check_held(name or "''", "dtype is")
-        if _library_of(x) is not self._library or self._library.module == "numpy":
+        if _facts_of(x) is not self._facts or self._facts.module == "numpy":
             x = self._fitted(_to_numpy(x), name)
-        array = self._library.asarray(x, self.device)
+        array = self._adapter.asarray(x, self.device)
         if name is None or _dtype_name(array.dtype) == name:
             return array
-        if self._library.ml_dtypes and name == "bfloat16":
+        if self._facts.ml_dtypes and name == "bfloat16":
             return array.astype(import_module("ml_dtypes").bfloat16)
-        return self._library.astype(array, getattr(self.xp, name, name))
+        return self._adapter.astype(array, getattr(self.xp, name, name))
 
     def to_numpy(self, x: Any, /) -> np.ndarray:
         """NumPy array with the values of `x`, computed and copied to the host where needed.
@@ -147,10 +154,10 @@ class Backend:
 
     def synchronize(self) -> None:
         """Wait until the device has done all work queued so far."""
-        self._library.synchronize(self.device)
+        self._adapter.synchronize(self.device)
 
     def _native_dtypes(self) -> Any:
-        device = self.device if self._library.module == "array_api_strict" else None
+        device = self.device if self._facts.module == "array_api_strict" else None
         return self.xp.__array_namespace_info__().dtypes(device=device, kind=None)
 
     def _check_held(self, name: str, what: str) -> None:
@@ -243,20 +250,20 @@ def backend(name: str = "auto") -> Backend:
         except (ImportError, RuntimeError):
             return backend("numpy")
     root, colon, device = name.partition(":")
-    if root not in _LIBRARIES:
+    if root not in _NAMED:
         raise ValueError(f"backend: name is {name!r}, expected 'auto' or one of {', '.join(NAMES)}")
     if colon and not device:
         raise ValueError(f"backend: name is {name!r}, expected {root!r}, or a device after the colon")
-    library = _LIBRARIES[root]
-    if not _present(library.module):
-        raise ModuleNotFoundError(f"backend: {name!r} is not installed; {library.install}", name=library.module)
+    facts = _NAMED[root]
+    if not _present(facts.module):
+        raise ModuleNotFoundError(f"backend: {name!r} is not installed; {facts.install}", name=facts.module)
     try:
-        import_module(library.module)
+        import_module(facts.module)
     except Exception as error:
         raise ImportError(
-            f"backend: {name!r} cannot be imported ({type(error).__name__}: {error}); {library.install}"
+            f"backend: {name!r} cannot be imported ({type(error).__name__}: {error}); {facts.install}"
         ) from error
-    xp, found = library.open(device)
+    xp, found = ADAPTERS[facts.roots[0]].open(device)
     return Backend(name, xp, found)
 
 
@@ -273,17 +280,17 @@ def backends() -> tuple[Status, ...]:
 
 
 def _status(name: str) -> Status:
-    library = _LIBRARIES[name.partition(":")[0]]
-    version = _version(library)
+    facts = _NAMED[name.partition(":")[0]]
+    version = _version(facts)
     device = None
     try:
         found = backend(name)
-        device = library.describe(found.device)
+        device = found._adapter.describe(found.device)
         found.to_numpy(found.xp.exp(found.asarray([0.0], dtype="float32")))
     except Exception as error:  # a broken library can raise anything
         reason = str(error).removeprefix("backend: ") or type(error).__name__
-        return Status(name, False, version, device, reason, library.install)
-    return Status(name, True, version, device, None, library.install)
+        return Status(name, False, version, device, reason, facts.install)
+    return Status(name, True, version, device, None, facts.install)
 
 
 def _present(module: str) -> bool:
@@ -293,8 +300,8 @@ def _present(module: str) -> bool:
         return False
 
 
-def _version(library: _Library) -> str | None:
-    for distribution in library.distributions:
+def _version(facts: Facts) -> str | None:
+    for distribution in facts.distributions:
         try:
             return metadata.version(distribution)
         except metadata.PackageNotFoundError:
@@ -309,403 +316,15 @@ def _dtype_name(dtype: Any) -> str:
     return found.group() if found else text
 
 
-def _library_of(x: Any) -> _Library | None:
+def _facts_of(x: Any) -> Facts | None:
     # Nearest class first: arrays of sparse inherit from a mixin of NumPy.
     roots = [cls.__module__.partition(".")[0] for cls in type(x).__mro__]
-    return next((library for root in roots for library in _LIBRARIES.values() if root in library.roots), None)
+    return next((facts for root in roots for facts in FACTS.values() if root in facts.roots), None)
 
 
 def _to_numpy(x: Any) -> np.ndarray:
-    library = _library_of(x)
-    if library is not None:
-        return library.to_numpy(x)
+    facts = _facts_of(x)
+    if facts is not None:
+        return ADAPTERS[facts.roots[0]].to_numpy(x)
     array: np.ndarray = import_module("numpy").asarray(x)
     return array
-
-
-def _plain(x: Any) -> Any:
-    """A NumPy array in native byte order, aligned and without negative strides; anything else as it is."""
-    numpy = import_module("numpy")
-    if not isinstance(x, numpy.ndarray):
-        return x
-    x = x.astype(x.dtype.newbyteorder("="), copy=False)
-    return x.copy() if not x.flags.aligned or any(stride < 0 for stride in x.strides) else x
-
-
-def _no_device(device: str, name: str) -> None:
-    if device not in ("", "cpu"):
-        raise ValueError(f"backend: name is {name + ':' + device!r}, expected {name!r}, which has no other device")
-
-
-def _host_only(name: str, namespace: str) -> Callable[[str], tuple[Any, Any]]:
-    def open_(device: str) -> tuple[Any, Any]:
-        _no_device(device, name)
-        return import_module(namespace), "cpu"
-
-    return open_
-
-
-def _open_cupy(device: str) -> tuple[Any, Any]:
-    import cupy
-
-    if not (device or "0").isdecimal():
-        raise ValueError(f"backend: name is {'cupy:' + device!r}, expected 'cupy', or a device number such as 'cupy:1'")
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise RuntimeError(f"backend: cupy is installed, but no CUDA device answers ({error})") from error
-    index = int(device or 0)
-    if index >= count:
-        raise RuntimeError(f"backend: cupy sees {count} CUDA device(s), none with index {index}")
-    return import_module("array_api_compat.cupy"), cupy.cuda.Device(index)
-
-
-def _asarray_cupy(x: Any, device: Any) -> Any:
-    import cupy
-
-    with device:
-        return cupy.asarray(_plain(x))
-
-
-def _describe_cupy(device: Any) -> str:
-    import cupy
-
-    return f"cuda:{device.id} ({cupy.cuda.runtime.getDeviceProperties(device.id)['name'].decode()})"
-
-
-def _open_torch(device: str) -> tuple[Any, Any]:
-    import torch
-
-    try:
-        found = torch.device(device or "cpu")
-    except RuntimeError as error:
-        raise ValueError(f"backend: name is {'torch:' + device!r}, expected a device ({_first_line(error)})") from error
-    try:
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:  # a build without CUDA raises AssertionError
-        raise RuntimeError(
-            f"backend: 'torch:{device}' was asked for, but PyTorch {torch.__version__} has no such device"
-            f" ({_first_line(error)})"
-        ) from error
-    return import_module("array_api_compat.torch"), found
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
-
-
-def _asarray_torch(x: Any, device: Any) -> Any:
-    import torch
-
-    x = _plain(x)
-    if isinstance(x, torch.Tensor):
-        return x.to(device)
-    if not x.flags.writeable:
-        x = x.copy()  # PyTorch has no read-only tensors and warns
-    if x.dtype.name == "bfloat16":
-        return torch.as_tensor(x.view("int16"), device=device).view(torch.bfloat16)
-    return torch.as_tensor(x, device=device)
-
-
-def _to_numpy_torch(x: Any) -> Any:
-    import torch
-
-    if x.dtype is torch.bfloat16:
-        return x.contiguous().view(torch.int16).numpy(force=True).view(import_module("ml_dtypes").bfloat16)
-    return x.numpy(force=True)
-
-
-def _synchronize_torch(device: Any) -> None:
-    import torch
-
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize(device)
-
-
-def _describe_torch(device: Any) -> str:
-    import torch
-
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
-def _open_jax(device: str) -> tuple[Any, Any]:
-    import jax
-
-    try:
-        return jax.numpy, jax.devices(device or None)[0]
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"backend: 'jax:{device}' was asked for, but JAX has no such device ({_first_line(error)})"
-        ) from error
-
-
-def _synchronize_jax(device: Any) -> None:
-    import jax
-
-    for array in jax.live_arrays(device.platform):
-        array.block_until_ready()
-
-
-def _open_strict(device: str) -> tuple[Any, Any]:
-    import array_api_strict
-
-    known = {_describe_strict(d): d for d in array_api_strict.__array_namespace_info__().devices()}
-    if (device or "CPU_DEVICE") not in known:
-        raise ValueError(f"backend: array-api-strict has no device {device!r}, expected one of {', '.join(known)}")
-    return array_api_strict, known[device or "CPU_DEVICE"]
-
-
-def _describe_strict(device: Any) -> str:
-    return str(device).split("'")[1]  # array_api_strict.Device('device1')
-
-
-def _to_numpy_strict(x: Any) -> Any:
-    import array_api_strict
-    import numpy
-
-    return numpy.asarray(x.to_device(array_api_strict.Device("CPU_DEVICE")))
-
-
-def _open_ndonnx(device: str) -> tuple[Any, Any]:
-    import ndonnx
-
-    _no_device(device, "ndonnx")
-    return ndonnx, ndonnx.__array_namespace_info__().default_device()
-
-
-def _to_numpy_ndonnx(x: Any) -> Any:
-    return x.unwrap_numpy()
-
-
-def _open_mlx(device: str) -> tuple[Any, Any]:
-    import mlx.core
-
-    _no_device(device, "mlx")
-    return mlx.core, mlx.core.default_device()
-
-
-def _asarray_mlx(x: Any, device: Any) -> Any:
-    import mlx.core
-
-    return mlx.core.array(_plain(x))
-
-
-def _to_numpy_mlx(x: Any) -> Any:
-    import mlx.core
-    import numpy
-
-    if x.dtype == mlx.core.bfloat16:
-        return numpy.asarray(x.view(mlx.core.uint16)).view(import_module("ml_dtypes").bfloat16)
-    return numpy.asarray(x)
-
-
-def _synchronize_mlx(device: Any) -> None:
-    import mlx.core
-
-    mlx.core.synchronize()
-
-
-@cache  # each call makes new classes, and arrays of two calls do not mix
-def _marray_numpy() -> Any:
-    import marray
-
-    return marray.masked_namespace(import_module("array_api_compat.numpy"))
-
-
-def _open_marray(device: str) -> tuple[Any, Any]:
-    _no_device(device, "marray")
-    return _marray_numpy(), "cpu"
-
-
-def _asarray_marray(x: Any, device: Any) -> Any:
-    return _marray_numpy().asarray(_plain(x))
-
-
-def _to_numpy_marray(x: Any) -> Any:
-    if x.mask.any():
-        raise NotImplementedError(
-            "to_numpy: x has masked entries, which a NumPy array cannot hold; take x.data and x.mask"
-        )
-    return x.data
-
-
-def _asarray_cubed(x: Any, device: Any) -> Any:
-    import cubed
-
-    if getattr(x, "nbytes", 0) > 1_000_000:  # cubed's own limit
-        raise NotImplementedError(f"asarray: x has {x.nbytes} bytes, cubed takes 1000000 at most from memory")
-    return cubed.asarray(_plain(x), device=device)
-
-
-def _asarray_by(namespace: str, **options: Any) -> Callable[[Any, Any], Any]:
-    return lambda x, device: import_module(namespace).asarray(_plain(x), device=device, **options)
-
-
-def _astype(array: Any, dtype: Any) -> Any:
-    return import_module("array_api_compat").array_namespace(array).astype(array, dtype)
-
-
-def _to_numpy_plain(x: Any) -> Any:
-    return import_module("numpy").asarray(x)
-
-
-@dataclass(frozen=True)
-class _Library:
-    module: str
-    roots: tuple[str, ...]
-    """Top-level modules of its array types."""
-    distributions: tuple[str, ...]
-    install: str
-    open: Callable[[str], tuple[Any, Any]]
-    """Device name (empty: the default) to namespace and device; RuntimeError if it does not answer."""
-    asarray: Callable[[Any, Any], Any]
-    to_numpy: Callable[[Any], Any]
-    dtypes: tuple[str, ...]
-    """Floating dtypes its arrays can have on its best device."""
-    astype: Callable[[Any, Any], Any] = _astype
-    synchronize: Callable[[Any], None] = lambda device: None
-    describe: Callable[[Any], str] = str
-    lazy: bool = False
-    flushes_subnormals: bool = False
-    ml_dtypes: bool = False
-    """bfloat16 is that of ml_dtypes, not the library's own."""
-
-
-def _extra(name: str) -> str:
-    return f'pip install "xsoftmax[{name}]"'
-
-
-_ALL = ("float16", "bfloat16", "float32", "float64")
-
-_LIBRARIES = {
-    "numpy": _Library(
-        module="numpy",
-        roots=("numpy",),
-        distributions=("numpy",),
-        install="pip install numpy",
-        open=_host_only("numpy", "array_api_compat.numpy"),
-        asarray=lambda x, device: x,
-        to_numpy=_to_numpy_plain,
-        dtypes=_ALL,
-        ml_dtypes=True,
-    ),
-    "cupy": _Library(
-        module="cupy",
-        roots=("cupy",),
-        distributions=("cupy-cuda13x", "cupy-cuda12x", "cupy"),
-        install=f"{_extra('cuda13x')} or {_extra('cuda12x')}",
-        open=_open_cupy,
-        asarray=_asarray_cupy,
-        to_numpy=lambda x: x.get(),
-        dtypes=_ALL,
-        synchronize=lambda device: device.synchronize(),
-        describe=_describe_cupy,
-        flushes_subnormals=True,
-        ml_dtypes=True,
-    ),
-    "torch": _Library(
-        module="torch",
-        roots=("torch",),
-        distributions=("torch",),
-        install=_extra("torch"),
-        open=_open_torch,
-        asarray=_asarray_torch,
-        to_numpy=_to_numpy_torch,
-        dtypes=_ALL,
-        synchronize=_synchronize_torch,
-        describe=_describe_torch,
-    ),
-    "jax": _Library(
-        module="jax",
-        roots=("jax", "jaxlib"),
-        distributions=("jax",),
-        install=_extra("jax"),
-        open=_open_jax,
-        asarray=_asarray_by("jax.numpy"),
-        to_numpy=_to_numpy_plain,
-        dtypes=_ALL,
-        synchronize=_synchronize_jax,
-        describe=lambda device: f"{device.platform}:{device.id}",
-        lazy=True,
-        flushes_subnormals=True,
-    ),
-    "dask": _Library(
-        module="dask.array",
-        roots=("dask",),
-        distributions=("dask",),
-        install=_extra("dask"),
-        open=_host_only("dask", "array_api_compat.dask.array"),
-        asarray=_asarray_by("array_api_compat.dask.array"),
-        to_numpy=lambda x: _to_numpy_plain(x.compute()),
-        dtypes=_ALL,
-        lazy=True,
-        ml_dtypes=True,
-    ),
-    "array-api-strict": _Library(
-        module="array_api_strict",
-        roots=("array_api_strict",),
-        distributions=("array-api-strict",),
-        install="pip install array-api-strict",
-        open=_open_strict,
-        asarray=_asarray_by("array_api_strict"),
-        to_numpy=_to_numpy_strict,
-        describe=_describe_strict,
-        dtypes=("float32", "float64"),
-    ),
-    "ndonnx": _Library(
-        module="ndonnx",
-        roots=("ndonnx",),
-        distributions=("ndonnx",),
-        install="pip install ndonnx onnxruntime",
-        open=_open_ndonnx,
-        asarray=_asarray_by("ndonnx"),
-        to_numpy=_to_numpy_ndonnx,
-        dtypes=("float16", "float32", "float64"),
-        describe=lambda device: "cpu",
-        lazy=True,
-    ),
-    "mlx": _Library(
-        module="mlx.core",
-        roots=("mlx",),
-        distributions=("mlx",),
-        install='pip install "mlx[cpu]"',
-        open=_open_mlx,
-        asarray=_asarray_mlx,
-        to_numpy=_to_numpy_mlx,
-        dtypes=("float16", "bfloat16", "float32"),
-        synchronize=_synchronize_mlx,
-        lazy=True,
-        flushes_subnormals=True,
-    ),
-    "cubed": _Library(
-        module="cubed",
-        roots=("cubed",),
-        distributions=("cubed",),
-        install="pip install cubed",
-        open=_host_only("cubed", "cubed"),
-        asarray=_asarray_cubed,
-        to_numpy=lambda x: _to_numpy_plain(x.compute()),
-        dtypes=("float32", "float64"),
-        lazy=True,
-    ),
-    "marray": _Library(
-        module="marray",
-        roots=("marray",),
-        distributions=("marray",),
-        install="pip install marray",
-        open=_open_marray,
-        asarray=_asarray_marray,
-        to_numpy=_to_numpy_marray,
-        dtypes=("float32", "float64"),
-    ),
-    "sparse": _Library(
-        module="sparse",
-        roots=("sparse",),
-        distributions=("sparse",),
-        install="pip install sparse",
-        open=_host_only("sparse", "sparse"),
-        asarray=_asarray_by("sparse"),
-        to_numpy=lambda x: x.todense(),
-        dtypes=("float32", "float64"),
-    ),
-}

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from array_api_compat import array_namespace
-
+from . import facts
 from .arrays import completed, constant, device_of, is_symbolic, library_of, may_be_cut
+from .namespaces import array_namespace
 
 Array = Any
 Axes = tuple[int, ...]
@@ -30,7 +30,7 @@ def total(x: Array, axes: Axes, *, xp: Any) -> Array:
             for parts in _PARTS:
                 x = _halved_within(x, axis, math.gcd(x.shape[axis], parts), xp=xp)
             x = completed(xp.sum(x, axis=axis, keepdims=True))
-        elif library_of(xp) == "dask":
+        elif _has_blocks(xp):
             x = _of_blocks(_halved, x, axis)
         elif is_symbolic(x.shape[axis]):  # halving would ask for the number
             x = xp.sum(x, axis=axis, keepdims=True)
@@ -43,7 +43,7 @@ def apart(x: Array, axes: Axes, *, xp: Any) -> tuple[Array, Array | float]:
     """Σ x in two parts that are to be added, the smaller one last; its error hardly grows with the number of terms."""
     *others, axis = axes
     x = total(x, tuple(others), xp=xp) if others else x
-    if library_of(xp) == "dask" or is_symbolic(x.shape[axis]) or x.shape[axis] is None or x.shape[axis] <= _FEW:
+    if _has_blocks(xp) or is_symbolic(x.shape[axis]) or x.shape[axis] is None or x.shape[axis] <= _FEW:
         return total(x, (axis,), xp=xp), 0.0
     if may_be_cut(x, xp):
         return _cut(_halved_within(x, axis, math.gcd(x.shape[axis], _PARTS[0]), xp=xp), axis, xp=xp)
@@ -66,7 +66,7 @@ def _cut(x: Array, axis: int, *, xp: Any) -> tuple[Array, Array]:
 
 
 def maximum(x: Array, axes: Axes, *, xp: Any) -> Array:
-    if library_of(xp) == "dask":
+    if _has_blocks(xp):
         for axis in axes:
             x = _of_blocks(_max_of_block, x, axis)
         return x
@@ -76,6 +76,10 @@ def maximum(x: Array, axes: Axes, *, xp: Any) -> Array:
 def count(x: Array, axes: Axes, dtype: Any, *, xp: Any) -> Array:
     """How many of the flags `x` are set."""
     return completed(xp.sum(xp.astype(x, dtype), axis=axes, keepdims=True))
+
+
+def _has_blocks(xp: Any) -> bool:
+    return facts.of(library_of(xp)).adds == "by a tree"
 
 
 def _halved_within(x: Array, axis: int, parts: int, *, xp: Any) -> Array:

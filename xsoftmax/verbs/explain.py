@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import choose
-from ..calls.arguments import Problem
+from ..calls.records import Problem
 from . import functions, linear, losses
 
 _VERBS = {
@@ -42,7 +42,7 @@ class Explanation:
     def __str__(self) -> str:
         p = self.problem
         lines = [
-            f"{self.verb}: {self.implementation or 'nobody'} runs {self.operation} of a {p.library} {p.container}",
+            f"{self.verb}: {self.implementation or 'nobody'} runs {self.operation} of a {p.library} {p.array}",
             f"  {p.dtype}, computed in {p.compute}, class axes {p.axes}",
         ]
         if self.derivatives is not None:

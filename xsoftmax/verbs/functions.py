@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..calls import checks
-from ..calls.arguments import Array, Axis, Given, on_arrays, on_logits
+from ..calls.arguments import on_arrays, on_logits
+from ..calls.records import Array, ArrayCall, Axis
 from ..choose import quick, together
 from ..libraries.arrays import cast, with_axis
 from .graphs import one_node
+from .results import reduced, untouched, written
 
 __all__ = [
     "log_softmax",
@@ -151,8 +153,8 @@ def log_softmax(
 
 @one_node
 def _like_logits(x: Array, verb: str, *, out: Array | None, **options: Any) -> Array:
-    given = on_logits(verb, x, out=out, **options)
-    return written(together(_rows, given, verb, out), out)
+    call = on_logits(verb, x, out=out, **options)
+    return written(together(_rows, call, verb, out), out)
 
 
 def logsumexp(
@@ -229,25 +231,25 @@ def _any_logsumexp(
 ) -> Array | tuple[Array, Array]:
     keepdims = checks.flag("logsumexp", "keepdims", keepdims)
     return_sign = checks.flag("logsumexp", "return_sign", return_sign)
-    given = on_logits("logsumexp", x, axis=axis, b=b, where=where)
-    return together(_logsumexp, given, b is not None, keepdims, return_sign)
+    call = on_logits("logsumexp", x, axis=axis, b=b, where=where)
+    return together(_logsumexp, call, b is not None, keepdims, return_sign)
 
 
-def _logsumexp(given: Given, signed: bool, keepdims: bool, return_sign: bool, *, run: Any) -> Any:
-    xp = given.xp
+def _logsumexp(call: ArrayCall, signed: bool, keepdims: bool, return_sign: bool, *, run: Any) -> Any:
+    xp = call.xp
     if not signed:
-        value, sign = _rows(given, "logsumexp", run=run), None
+        value, sign = _rows(call, "logsumexp", run=run), None
         if return_sign:
             nan, zero, one = xp.full_like(value, math.nan), xp.zeros_like(value), xp.ones_like(value)
             sign = xp.where(value == -math.inf, zero, xp.where(xp.isnan(value), nan, one))
     else:
-        value, sign = _rows(given, "signed_logsumexp", run=run)
+        value, sign = _rows(call, "signed_logsumexp", run=run)
         if not return_sign:
             value = xp.where(sign < 0.0, xp.full_like(value, math.nan), value)
     if keepdims:
         return (value, sign) if return_sign else value
-    value = reduced(value, given.problem.axes, xp)
-    return (value, reduced(sign, given.problem.axes, xp)) if return_sign else value
+    value = reduced(value, call.problem.axes, xp)
+    return (value, reduced(sign, call.problem.axes, xp)) if return_sign else value
 
 
 @one_node
@@ -284,20 +286,20 @@ def softmax_jacobian(y: Array, /, *, axis: int = -1) -> Array:
     array([[ 0.1875, -0.1875],
            [-0.1875,  0.1875]])
     """
-    given = on_arrays("softmax_jacobian", {"y": y}, axis=axis, one=True)
-    checks.check_indexable("softmax_jacobian", given.xp, "softmax_vjp and softmax_jvp do without")
-    checks.check_room("softmax_jacobian", "y", given.arrays[0], given.xp)
-    return together(_softmax_jacobian, given)
+    call = on_arrays("softmax_jacobian", {"y": y}, axis=axis, one=True)
+    checks.check_indexable("softmax_jacobian", call.xp, "softmax_vjp and softmax_jvp do without")
+    checks.check_room("softmax_jacobian", "y", call.arrays[0], call.xp)
+    return together(_softmax_jacobian, call)
 
 
-def _softmax_jacobian(given: Given, *, run: Any) -> Array:
-    y: Array = given.arrays[0]
-    (axis,) = given.problem.axes
+def _softmax_jacobian(call: ArrayCall, *, run: Any) -> Array:
+    y: Array = call.arrays[0]
+    (axis,) = call.problem.axes
     order = [i for i in range(y.ndim) if i != y.ndim + axis] + [y.ndim + axis]
-    y = given.xp.permute_dims(y, order)
+    y = call.xp.permute_dims(y, order)
     if checks.is_empty(y):
         return with_axis(y, -1) * with_axis(y, -2)
-    return run("softmax_jacobian", replace(given.problem, axes=(-1,)), y, xp=given.xp)
+    return run("softmax_jacobian", replace(call.problem, axes=(-1,)), y, xp=call.xp)
 
 
 @one_node
@@ -406,8 +408,8 @@ def log_softmax_vjp(log_y: Array, dy: Array, /, *, axis: Axis = -1, where: Array
     >>> xs.log_softmax_vjp(np.log([0.25, 0.75]), np.array([1.0, 0.0]))
     array([ 0.75, -0.75])
     """
-    given = on_arrays("log_softmax_vjp", {"log_y": log_y, "dy": dy}, axis=axis, where=where)
-    return together(_rows, given, "log_softmax_vjp")
+    call = on_arrays("log_softmax_vjp", {"log_y": log_y, "dy": dy}, axis=axis, where=where)
+    return together(_rows, call, "log_softmax_vjp")
 
 
 @one_node
@@ -440,51 +442,29 @@ def log_softmax_jvp(log_y: Array, dx: Array, /, *, axis: Axis = -1, where: Array
     >>> xs.log_softmax_jvp(np.log([0.25, 0.75]), np.array([1.0, 0.0]))
     array([ 0.75, -0.25])
     """
-    given = on_arrays("log_softmax_jvp", {"log_y": log_y, "dx": dx}, axis=axis, where=where)
-    return together(_rows, given, "log_softmax_jvp")
+    call = on_arrays("log_softmax_jvp", {"log_y": log_y, "dx": dx}, axis=axis, where=where)
+    return together(_rows, call, "log_softmax_jvp")
 
 
-def _rows(given: Given, operation: str, out: Array | None = None, *, run: Any) -> Any:
+def _rows(call: ArrayCall, operation: str, out: Array | None = None, *, run: Any) -> Any:
     """Run an operation on whole rows; no class axis at all means classes of one, and an empty array has no rows."""
-    problem, xp = given.problem, given.xp
-    if any(checks.is_empty(array) for array in given.arrays):
-        return _on_nothing(operation, given)
+    problem, xp = call.problem, call.xp
+    if any(checks.is_empty(array) for array in call.arrays):
+        return _on_nothing(operation, call)
     if problem.axes:
-        return run(operation, problem, *given.arrays, given.where, xp=xp, out=out)
-    arrays = [None if a is None else with_axis(a, -1) for a in (*given.arrays, given.where)]
+        return run(operation, problem, *call.arrays, call.where, xp=xp, out=out)
+    arrays = [None if a is None else with_axis(a, -1) for a in (*call.arrays, call.where)]
     return _each(run(operation, replace(problem, axes=(-1,)), *arrays, xp=xp), lambda a: xp.squeeze(a, axis=-1))
 
 
-def _on_nothing(operation: str, given: Given) -> Any:
-    x, xp, axes = given.arrays[0], given.xp, given.problem.axes
+def _on_nothing(operation: str, call: ArrayCall) -> Any:
+    x, xp, axes = call.arrays[0], call.xp, call.problem.axes
     if operation not in ("logsumexp", "signed_logsumexp"):
-        return untouched(x, xp, given.problem.result)
-    zero = cast(xp.sum(cast(x, "float32", xp), axis=axes, keepdims=True), given.problem.result, xp)
+        return untouched(x, xp, call.problem.result)
+    zero = cast(xp.sum(cast(x, "float32", xp), axis=axes, keepdims=True), call.problem.result, xp)
     value = xp.full_like(zero, -math.inf)
     return value if operation == "logsumexp" else (value, zero)
 
 
-def untouched(x: Array, xp: Any, dtype: str) -> Array:
-    """A copy of an empty array that keeps its place in an autograd graph."""
-    return cast(x * 1.0, dtype, xp)
-
-
 def _each(results: Any, f: Callable[[Array], Array]) -> Any:
     return tuple(map(f, results)) if isinstance(results, tuple) else f(results)
-
-
-def reduced(x: Array, axes: tuple[int, ...], xp: Any) -> Array:
-    """`x` without its reduced axes; where nothing is left, what the library's own sum returns."""
-    x = xp.squeeze(x, axis=axes) if axes else x
-    return scalar(x, xp)
-
-
-def scalar(x: Array, xp: Any) -> Array:
-    return x[()] if x.ndim == 0 and checks.library_of(xp) == "numpy" else x
-
-
-def written(result: Array, out: Array | None) -> Array:
-    if out is None or result is out:
-        return result
-    out[...] = result
-    return out

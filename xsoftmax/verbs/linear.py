@@ -6,13 +6,14 @@ import math
 from typing import Any, NamedTuple
 
 from ..calls import checks
-from ..calls.arguments import Array, GivenLoss, Rows, on_linear_loss
+from ..calls.arguments import on_linear_loss
+from ..calls.plan import Plan, plan
+from ..calls.records import Array, LossCall, Options, Rows
 from ..choose import together
-from ..implementations.array_api import pieces as chunks
 from ..libraries.arrays import HALF, is_distributed
-from .functions import scalar
 from .graphs import one_node
 from .means import reduce_rows, weigh
+from .results import scalar
 
 __all__ = ["LinearLossAndGrad", "linear_cross_entropy", "linear_cross_entropy_and_grad"]
 
@@ -108,10 +109,11 @@ def linear_cross_entropy(
     >>> xs.linear_cross_entropy(x, w, np.array([2, 1])).round(12)
     np.float64(0.616766917955)
     """
-    return _linear_loss(
-        "linear_cross_entropy", input, linear_weight, targets, linear_bias, chunk_size, where, weight, sample_weight,
-        ignore_index, label_smoothing, temperature, softcap, z_loss, reduction, wants=("loss",)
-    ).loss  # fmt: skip
+    arrays = {"input": input, "linear_weight": linear_weight, "targets": targets, "linear_bias": linear_bias}
+    options = Options(
+        where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
+    )  # fmt: skip
+    return _linear_loss("linear_cross_entropy", arrays, options, chunk_size, wants=("loss",)).loss
 
 
 @one_node
@@ -171,77 +173,57 @@ def linear_cross_entropy_and_grad(
     array([[ 0.5,  1. ],
            [-0.5, -1. ]])
     """
-    return _linear_loss(
-        "linear_cross_entropy_and_grad", input, linear_weight, targets, linear_bias, chunk_size, where, weight,
-        sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction, wants=("loss", "grad")
+    arrays = {"input": input, "linear_weight": linear_weight, "targets": targets, "linear_bias": linear_bias}
+    options = Options(
+        where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     )  # fmt: skip
+    return _linear_loss("linear_cross_entropy_and_grad", arrays, options, chunk_size, wants=("loss", "grad"))
 
 
 def _linear_loss(
-    verb: str,
-    input: Array,
-    linear_weight: Array,
-    targets: Array,
-    linear_bias: Array | None,
-    chunk_size: Any,
-    where: Array | None,
-    weight: Array | None,
-    sample_weight: Array | None,
-    ignore_index: int | None,
-    label_smoothing: float,
-    temperature: float,
-    softcap: float | None,
-    z_loss: float,
-    reduction: str,
-    *,
-    wants: tuple[str, ...],
+    verb: str, arrays: dict[str, Array], options: Options, chunk_size: Any, *, wants: tuple[str, ...]
 ) -> LinearLossAndGrad:
-    given = on_linear_loss(
-        verb, input, linear_weight, targets, linear_bias, where, weight, sample_weight, ignore_index,
-        label_smoothing, temperature, softcap, z_loss, reduction, wants=wants
-    )  # fmt: skip
-    return together(_swept, given, reduction, *checks.chunk_sizes(verb, chunk_size))
+    call = on_linear_loss(verb, arrays, options, wants=wants)
+    return together(_swept, call, *checks.chunk_sizes(verb, chunk_size))
 
 
-def _plan(given: GivenLoss, rows: int | None, classes: int | None) -> chunks.Plan:
-    if is_distributed(given.x):
+def _plan(call: LossCall, rows: int | None, classes: int | None) -> Plan:
+    if is_distributed(call.x):
         if (rows, classes) != (None, None):
             raise NotImplementedError(
-                f"{given.problem.verb}: chunk_size is given for a DTensor, expected None: its blocks would lie on some "
+                f"{call.problem.verb}: chunk_size is given for a DTensor, expected None: its blocks would lie on some "
                 "processes only; cut what input.to_local() holds, where its rows are sharded"
             )
-        return chunks.Plan(None, None, None)
-    *batch, width = given.x.shape
+        return Plan(None, None, None)
+    *batch, width = call.x.shape
     n = math.prod(batch) if all(isinstance(size, int) for size in batch) else None
-    dtype = "float32" if given.problem.dtype in HALF else given.problem.dtype
+    dtype = "float32" if call.problem.dtype in HALF else call.problem.dtype
     itemsize = 4 if dtype == "float32" else 8
-    on_cpu = "." not in given.problem.container  # "cuda.Tensor"
-    return chunks.plan(n, given.classes, width, itemsize, given.problem.library, rows, classes, on_cpu=on_cpu)
+    on_cpu = call.problem.device == "cpu"
+    return plan(n, call.classes, width, itemsize, call.problem.library, rows, classes, on_cpu=on_cpu)
 
 
-def _swept(
-    given: GivenLoss, reduction: str, some_rows: int | None, some_classes: int | None, *, run: Any
-) -> LinearLossAndGrad:
-    p, xp, (factor, bias) = given.problem, given.xp, given.linear or (None, None)
-    batch = tuple(given.x.shape[:-1])
-    w = weigh(given, reduction)
+def _swept(call: LossCall, some_rows: int | None, some_classes: int | None, *, run: Any) -> LinearLossAndGrad:
+    p, xp, (factor, bias) = call.problem, call.xp, call.linear or (None, None)
+    batch = tuple(call.x.shape[:-1])
+    w = weigh(call)
     where, weight, scale, zeta = (_flat(a, batch, xp) for a in w.rows)
     where = xp.reshape(where, (1,)) if getattr(where, "ndim", None) == 0 else where
     targets = _joined(w.targets, 0 if p.labels else 1, xp)
     loss, grad, grad_factor, grad_bias = run(
         "linear_cross_entropy",
         p,
-        _joined(given.x, 1, xp),
+        _joined(call.x, 1, xp),
         factor,
         bias,
         targets,
         Rows(where, weight, scale, zeta),
-        _plan(given, some_rows, some_classes),
+        _plan(call, some_rows, some_classes),
         xp=xp,
     )
-    loss = reduce_rows(p, loss if len(batch) == 1 else xp.reshape(loss, (*batch, 1)), w, xp=xp)
+    loss = reduce_rows(call, loss if len(batch) == 1 else xp.reshape(loss, (*batch, 1)), w)
     if grad is not None and len(batch) != 1:
-        grad = xp.reshape(grad, tuple(given.x.shape))
+        grad = xp.reshape(grad, tuple(call.x.shape))
     return LinearLossAndGrad(scalar(loss, xp), grad, grad_factor, grad_bias)
 
 

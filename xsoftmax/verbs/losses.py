@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..calls import checks
-from ..calls.arguments import Array, Given, GivenLoss, on_arrays, on_loss
+from ..calls.arguments import on_arrays, on_loss
+from ..calls.records import Array, ArrayCall, LossCall, Options
 from ..choose import quick, together
 from ..libraries.arrays import cast
-from .functions import reduced, scalar, untouched, written
+from ..weights import RowWeights
 from .graphs import one_node
-from .means import Weighing, reduce_rows, weigh
+from .means import reduce_rows, weigh
+from .results import reduced, scalar, untouched, written
 
 __all__ = [
     "GradAndHessianDiag",
@@ -135,22 +137,20 @@ def cross_entropy(
         usual = _are_usual(absent, label_smoothing, temperature, z_loss, reduction)
         if usual and (mean := function(logits, targets)) is not None:
             return mean
-    return _any_cross_entropy(
-        logits, targets, axis, where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap,
-        z_loss, reduction
-    )  # fmt: skip
+    options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
+    return _any_cross_entropy(logits, targets, axis, *options)
 
 
 @one_node
-def _any_cross_entropy(*arguments: Any) -> Array:
-    given = on_loss("cross_entropy", *arguments, wants=("loss",))
-    return together(_cross_entropy, given, arguments[-1])
+def _any_cross_entropy(logits: Array, targets: Array, axis: int, *options: Any) -> Array:
+    arrays = {"logits": logits, "targets": targets}
+    return together(_cross_entropy, on_loss("cross_entropy", arrays, Options(*options), axis=axis, wants=("loss",)))
 
 
-def _cross_entropy(given: GivenLoss, reduction: str, *, run: Any) -> Array:
-    w = weigh(given, reduction)
-    rows, _ = _rows(given, w, run=run)
-    return _loss(rows, w, given)
+def _cross_entropy(call: LossCall, *, run: Any) -> Array:
+    w = weigh(call)
+    rows, _ = _rows(call, w, run=run)
+    return _loss(rows, w, call)
 
 
 @one_node
@@ -210,15 +210,16 @@ def cross_entropy_grad(
     array([[ 5.00000000e-01, -5.00000000e-01],
            [-4.24835426e-18,  4.24835426e-18]])
     """
-    given = on_loss(
-        "cross_entropy_grad", logits, targets, axis, where, weight, sample_weight, ignore_index,
-        label_smoothing, temperature, softcap, z_loss, reduction, wants=("grad",), out=out
+    arrays = {"logits": logits, "targets": targets}
+    options = Options(
+        where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     )  # fmt: skip
-    return together(_cross_entropy_grad, given, reduction, out)
+    call = on_loss("cross_entropy_grad", arrays, options, axis=axis, wants=("grad",), out=out)
+    return together(_cross_entropy_grad, call, out)
 
 
-def _cross_entropy_grad(given: GivenLoss, reduction: str, out: Array | None, *, run: Any) -> Array:
-    _, grad = _rows(given, weigh(given, reduction), out, run=run)
+def _cross_entropy_grad(call: LossCall, out: Array | None, *, run: Any) -> Array:
+    _, grad = _rows(call, weigh(call), out, run=run)
     return written(grad, out)
 
 
@@ -273,22 +274,23 @@ def cross_entropy_and_grad(
         usual = _are_usual(absent, label_smoothing, temperature, z_loss, reduction)
         if usual and (found := function(logits, targets, out)) is not None:
             return LossAndGrad(*found)
-    return _any_cross_entropy_and_grad(
-        logits, targets, axis, where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap,
-        z_loss, reduction, out=out
-    )  # fmt: skip
+    options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
+    return _any_cross_entropy_and_grad(logits, targets, axis, *options, out=out)
 
 
 @one_node
-def _any_cross_entropy_and_grad(*arguments: Any, out: Array | None) -> LossAndGrad:
-    given = on_loss("cross_entropy_and_grad", *arguments, wants=("loss", "grad"), out=out)
-    return together(_cross_entropy_and_grad, given, arguments[-1], out)
+def _any_cross_entropy_and_grad(
+    logits: Array, targets: Array, axis: int, *options: Any, out: Array | None
+) -> LossAndGrad:
+    arrays, wants = {"logits": logits, "targets": targets}, ("loss", "grad")
+    call = on_loss("cross_entropy_and_grad", arrays, Options(*options), axis=axis, wants=wants, out=out)
+    return together(_cross_entropy_and_grad, call, out)
 
 
-def _cross_entropy_and_grad(given: GivenLoss, reduction: str, out: Array | None, *, run: Any) -> LossAndGrad:
-    w = weigh(given, reduction)
-    rows, grad = _rows(given, w, out, run=run)
-    return LossAndGrad(_loss(rows, w, given), written(grad, out))
+def _cross_entropy_and_grad(call: LossCall, out: Array | None, *, run: Any) -> LossAndGrad:
+    w = weigh(call)
+    rows, grad = _rows(call, w, out, run=run)
+    return LossAndGrad(_loss(rows, w, call), written(grad, out))
 
 
 @one_node
@@ -344,18 +346,19 @@ def cross_entropy_hvp(
     >>> xs.cross_entropy_hvp(np.array([[0.0, 0.0]]), np.array([0]), np.array([[1.0, 0.0]]))
     array([[ 0.25, -0.25]])
     """
-    given = on_loss(
-        "cross_entropy_hvp", logits, targets, axis, where, weight, sample_weight, ignore_index,
-        label_smoothing, temperature, softcap, z_loss, reduction, v=v
+    arrays = {"logits": logits, "targets": targets, "v": v}
+    options = Options(
+        where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     )  # fmt: skip
-    return together(_cross_entropy_hvp, given, reduction)
+    call = on_loss("cross_entropy_hvp", arrays, options, axis=axis)
+    return together(_cross_entropy_hvp, call)
 
 
-def _cross_entropy_hvp(given: GivenLoss, reduction: str, *, run: Any) -> Array:
-    if checks.is_empty(given.x):
-        return untouched(given.x, given.xp, given.problem.result)
-    w = weigh(given, reduction)
-    return run("cross_entropy_hvp", given.problem, given.x, w.targets, w.rows, given.v, xp=given.xp)
+def _cross_entropy_hvp(call: LossCall, *, run: Any) -> Array:
+    if checks.is_empty(call.x):
+        return untouched(call.x, call.xp, call.problem.result)
+    w = weigh(call)
+    return run("cross_entropy_hvp", call.problem, call.x, w.targets, w.rows, call.v, xp=call.xp)
 
 
 @one_node
@@ -408,19 +411,20 @@ def cross_entropy_grad_and_hessian_diag(
     >>> xs.cross_entropy_grad_and_hessian_diag(np.array([[0.0, 0.0]]), np.array([0]), reduction="none")
     GradAndHessianDiag(grad=array([[-0.5,  0.5]]), hessian_diag=array([[0.25, 0.25]]))
     """
-    given = on_loss(
-        "cross_entropy_grad_and_hessian_diag", logits, targets, axis, where, weight, sample_weight, ignore_index,
-        label_smoothing, temperature, softcap, z_loss, reduction, wants=("grad",)
+    arrays = {"logits": logits, "targets": targets}
+    options = Options(
+        where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     )  # fmt: skip
-    return together(_cross_entropy_grad_and_hessian_diag, given, reduction)
+    call = on_loss("cross_entropy_grad_and_hessian_diag", arrays, options, axis=axis, wants=("grad",))
+    return together(_cross_entropy_grad_and_hessian_diag, call)
 
 
-def _cross_entropy_grad_and_hessian_diag(given: GivenLoss, reduction: str, *, run: Any) -> GradAndHessianDiag:
-    w = weigh(given, reduction)
-    _, grad = _rows(given, w, run=run)
-    if checks.is_empty(given.x):
+def _cross_entropy_grad_and_hessian_diag(call: LossCall, *, run: Any) -> GradAndHessianDiag:
+    w = weigh(call)
+    _, grad = _rows(call, w, run=run)
+    if checks.is_empty(call.x):
         return GradAndHessianDiag(grad, grad)
-    diag = run("cross_entropy_hessian_diag", given.problem, given.x, w.targets, w.rows, xp=given.xp)
+    diag = run("cross_entropy_hessian_diag", call.problem, call.x, w.targets, w.rows, xp=call.xp)
     return GradAndHessianDiag(grad, diag)
 
 
@@ -468,20 +472,19 @@ def cross_entropy_from_probs(
     >>> xs.cross_entropy_from_probs(np.array([[0.228, 0.619, 0.153]]), np.array([[0, 1, 0]])).round(12)
     np.float64(0.479650006298)
     """
-    given = on_loss(
-        "cross_entropy_from_probs", probs, targets, axis, None, weight, sample_weight, ignore_index,
-        0.0, 1.0, None, 0.0, reduction, wants=("loss",), name="probs"
-    )  # fmt: skip
-    return together(_cross_entropy_from_probs, given, reduction)
+    arrays = {"probs": probs, "targets": targets}
+    options = Options(weight=weight, sample_weight=sample_weight, ignore_index=ignore_index, reduction=reduction)
+    call = on_loss("cross_entropy_from_probs", arrays, options, axis=axis, wants=("loss",))
+    return together(_cross_entropy_from_probs, call)
 
 
-def _cross_entropy_from_probs(given: GivenLoss, reduction: str, *, run: Any) -> Array:
-    w = weigh(given, reduction)
-    if checks.is_empty(given.x):
-        rows, _ = _no_rows(given)
+def _cross_entropy_from_probs(call: LossCall, *, run: Any) -> Array:
+    w = weigh(call)
+    if checks.is_empty(call.x):
+        rows, _ = _no_rows(call)
     else:
-        rows = run("cross_entropy_from_probs", given.problem, given.x, w.targets, w.rows, xp=given.xp)
-    return _loss(rows, w, given)
+        rows = run("cross_entropy_from_probs", call.problem, call.x, w.targets, w.rows, xp=call.xp)
+    return _loss(rows, w, call)
 
 
 @one_node
@@ -549,11 +552,11 @@ def _on_probs(verb: str, arrays: dict[str, Array], axis: int) -> Array:
     return together(_row_sums, on_arrays(verb, arrays, axis=axis, one=True))
 
 
-def _row_sums(given: Given, *, run: Any) -> Array:
-    p, xp = given.problem, given.xp
-    if checks.is_empty(given.arrays[0]):
-        return reduced(xp.sum(cast(given.arrays[0], p.result, xp), axis=p.axes, keepdims=True), p.axes, xp)
-    return reduced(run(p.verb, p, *given.arrays, xp=xp), p.axes, xp)
+def _row_sums(call: ArrayCall, *, run: Any) -> Array:
+    p, xp = call.problem, call.xp
+    if checks.is_empty(call.arrays[0]):
+        return reduced(xp.sum(cast(call.arrays[0], p.result, xp), axis=p.axes, keepdims=True), p.axes, xp)
+    return reduced(run(p.verb, p, *call.arrays, xp=xp), p.axes, xp)
 
 
 def _are_usual(
@@ -567,17 +570,16 @@ def _are_usual(
     return False
 
 
-def _rows(given: GivenLoss, w: Weighing, out: Array | None = None, *, run: Any) -> tuple[Array | None, Array | None]:
-    if checks.is_empty(given.x):
-        return _no_rows(given)
-    return run("cross_entropy", given.problem, given.x, w.targets, w.rows, xp=given.xp, out=out)
+def _rows(call: LossCall, w: RowWeights, out: Array | None = None, *, run: Any) -> tuple[Array | None, Array | None]:
+    if checks.is_empty(call.x):
+        return _no_rows(call)
+    return run("cross_entropy", call.problem, call.x, w.targets, w.rows, xp=call.xp, out=out)
 
 
-def _no_rows(given: GivenLoss) -> tuple[Array, Array]:
-    p, xp = given.problem, given.xp
-    return xp.sum(cast(given.x, p.compute, xp), axis=p.axes, keepdims=True), untouched(given.x, xp, p.result)
+def _no_rows(call: LossCall) -> tuple[Array, Array]:
+    p, xp = call.problem, call.xp
+    return xp.sum(cast(call.x, p.compute, xp), axis=p.axes, keepdims=True), untouched(call.x, xp, p.result)
 
 
-def _loss(rows: Array, w: Weighing, given: GivenLoss) -> Array:
-    p, xp = given.problem, given.xp
-    return scalar(reduce_rows(p, rows, w, xp=xp), xp)
+def _loss(rows: Array, w: RowWeights, call: LossCall) -> Array:
+    return scalar(reduce_rows(call, rows, w), call.xp)

@@ -11,7 +11,7 @@ import numpy as np
 
 from .exact import Exact, Total, amount
 from .formats import FORMATS, MP, Format
-from .rows import Rows, distinct
+from .rows import AsRows, distinct
 
 COLUMNS = ("half", "half native", "float32", "float32 native", "float64")
 
@@ -203,7 +203,7 @@ def _equalities(got: np.ndarray, exact: Exact) -> list[str]:
 def _totals(got: np.ndarray, exact: Exact, arithmetic: Arithmetic) -> Verdict:
     verdict = Verdict()
     target = FORMATS[exact.dtype]
-    rows = Rows(got.shape, exact.axes).split(got)
+    rows = AsRows(got.shape, exact.axes).split(got)
     for i, (row, total) in enumerate(zip(rows, exact.totals, strict=True)):
         bound = arithmetic.bound(total.kind) if total else None
         if total is None or bound is None or not np.isfinite(row).all():

@@ -9,7 +9,7 @@ import numpy as np
 from .exact import Exact, Total, amount
 from .formats import MP
 from .mathematics import NAN, ZERO, Transform
-from .rows import Rows, as_float64, row_mask
+from .rows import AsRows, as_float64, row_mask
 
 
 class LossProblem:
@@ -31,7 +31,7 @@ class LossProblem:
         z_loss=0.0,
         reduction="mean",
     ):
-        self.rows = Rows.of(logits.shape, axis)
+        self.rows = AsRows.of(logits.shape, axis)
         self.reduction, self.transform = reduction, Transform(temperature, softcap)
         self.smoothing, self.z_loss = label_smoothing, MP.mpf(z_loss)
         self.mask = row_mask(where, self.rows)

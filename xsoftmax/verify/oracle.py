@@ -14,7 +14,7 @@ from .exact import Exact, Later, Total, amount
 from .formats import FORMATS, MP, promoted
 from .loss_problem import LossProblem, Reduction
 from .mathematics import INF, NAN, ONE, ZERO, Transform, exp, loss_row, sensitivities, state, working_bits
-from .rows import Rows, as_float64, distinct, row_mask
+from .rows import AsRows, as_float64, distinct, row_mask
 
 HALF = ("float16", "bfloat16")
 
@@ -78,7 +78,7 @@ def _softmax(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ..
     x = _floating(arrays["x"], default_float)
     axis, where = options.get("axis", -1), options.get("where")
     transform = Transform(options.get("temperature", 1.0))
-    rows = Rows.of(np.broadcast_shapes(x.shape, np.shape(where) if where is not None else ()), axis)
+    rows = AsRows.of(np.broadcast_shapes(x.shape, np.shape(where) if where is not None else ()), axis)
     dtype = x.dtype.name
     p, log_p = (Exact(kind, dtype, rows.axes) for kind in ("softmax", "log_softmax"))
     lse = Exact("logsumexp", dtype)
@@ -126,7 +126,7 @@ def _weighted_logsumexp(
 ) -> tuple[Exact, ...]:
     x, b = _floating(x, default_float), _floating(np.asarray(b), default_float)
     dtype = promoted(x.dtype.name, b.dtype.name)
-    rows = Rows.of(np.broadcast_shapes(x.shape, b.shape, np.shape(where) if where is not None else ()), axis)
+    rows = AsRows.of(np.broadcast_shapes(x.shape, b.shape, np.shape(where) if where is not None else ()), axis)
     lse, sign = Exact("logsumexp", dtype), Exact("sign", dtype)
     columns = rows.split(as_float64(x)), rows.split(as_float64(b)), row_mask(where, rows)
     for row, factors, kept in zip(*columns, strict=True):
@@ -168,7 +168,7 @@ def _signed_sum(levels, weights, counts) -> tuple:
 
 def _jacobian(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
     y = _floating(arrays["y"], default_float)
-    rows = Rows.of(y.shape, options.get("axis", -1))
+    rows = AsRows.of(y.shape, options.get("axis", -1))
     result = Exact("jacobian", y.dtype.name)
     values = rows.split(as_float64(y))
     index = np.empty((*values.shape, values.shape[1]), np.int64)
@@ -194,7 +194,7 @@ def _products(kind: str, combine: Callable) -> Callable:
     def compute(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
         y, v = (_floating(a, default_float) for a in arrays.values())
         where = options.get("where")
-        rows = Rows.of(y.shape, options.get("axis", -1))
+        rows = AsRows.of(y.shape, options.get("axis", -1))
         dtype = promoted(y.dtype.name, v.dtype.name)
         results = {verb: Exact(kind, dtype, rows.axes) for verb in verbs}
         mask = row_mask(where, rows)
@@ -404,7 +404,7 @@ def _divergence(name: str, term: Callable) -> Callable:
     def compute(arrays, options, default_float, verbs) -> dict[str, tuple[Exact, ...]]:
         inputs = [_floating(a, default_float) for a in arrays.values()]
         dtype = promoted(*(a.dtype.name for a in inputs))
-        rows = Rows.of(inputs[0].shape, options.get("axis", -1))
+        rows = AsRows.of(inputs[0].shape, options.get("axis", -1))
         exact = Exact("divergence", dtype)
         for columns in zip(*(rows.split(as_float64(a)) for a in inputs), strict=True):
             levels, _, counts = distinct(*columns)

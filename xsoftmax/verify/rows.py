@@ -9,14 +9,14 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Rows:
+class AsRows:
     """An array of ``shape`` seen as rows along ``axes`` (C order on both sides)."""
 
     shape: tuple[int, ...]
     axes: tuple[int, ...]
 
     @classmethod
-    def of(cls, shape, axis) -> Rows:
+    def of(cls, shape, axis) -> AsRows:
         axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
         return cls(tuple(shape), tuple(a % len(shape) for a in axes))
 
@@ -59,5 +59,5 @@ def as_float64(a) -> np.ndarray:
     return np.asarray(a).astype(np.float64)
 
 
-def row_mask(where, rows: Rows) -> np.ndarray:
+def row_mask(where, rows: AsRows) -> np.ndarray:
     return rows.split(np.asarray(True if where is None else where))

@@ -9,8 +9,9 @@ from random_problems import failures
 
 import xsoftmax as xs
 from xsoftmax import verify as verification
-from xsoftmax.verify import DTYPES, plan, summarise, verify
+from xsoftmax.verify import DTYPES
 from xsoftmax.verify.inputs import numpy_dtype
+from xsoftmax.verify.run import plan, summarise, verify
 
 pytestmark = [
     pytest.mark.backend("numpy"),

@@ -46,7 +46,7 @@ class Case(NamedTuple):
     @property
     def problem(self):
         arithmetic = cuda.arithmetic(self.dtype, self.verb, transformed=self.options, fast_float64=True)
-        return cuda.Problem(arithmetic, self.dtype, self.verb, self.options, self.targets)
+        return cuda.Template(arithmetic, self.dtype, self.verb, self.options, self.targets)
 
     @property
     def memory(self):

@@ -19,7 +19,7 @@ LENGTHS = sorted(
 
 def launched(dtype, classes, rows=1 << 16, device=H200, *, verb="softmax", writes=True, memory=None, options=False):
     options = options or memory == "across"
-    problem = cuda.Problem(cuda.arithmetic(dtype, verb, transformed=options, fast_float64=True), dtype, verb, options)
+    problem = cuda.Template(cuda.arithmetic(dtype, verb, transformed=options, fast_float64=True), dtype, verb, options)
     memory = memory or ("packed" if classes * cuda.ITEM_BYTES[dtype] % 16 else "aligned")
     return cuda.launch(problem, rows, classes, device, memory=memory, writes=writes)
 

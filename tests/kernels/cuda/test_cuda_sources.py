@@ -61,9 +61,9 @@ def instantiations(arithmetic, *, clusters):
     """bfloat16 differs from float16 by how an element is read and written alone."""
     for verb in VERBS:
         if arithmetic != "Float32Transformed":
-            yield from kernels(cuda.Problem(arithmetic, DTYPES[arithmetic], verb), SIZES, clusters=clusters)
+            yield from kernels(cuda.Template(arithmetic, DTYPES[arithmetic], verb), SIZES, clusters=clusters)
         if arithmetic != "Float32Wide" or verb == "softmax":  # with a mask alone
-            options = cuda.Problem(arithmetic, DTYPES[arithmetic], verb, options=True)
+            options = cuda.Template(arithmetic, DTYPES[arithmetic], verb, options=True)
             yield from kernels(options, SIZES_OF_OPTIONS, clusters=clusters)
 
 
@@ -142,10 +142,10 @@ def test_every_kernel(compiler, arithmetic, architecture, tmp_path):
 
 @pytest.mark.parametrize("architecture", [70, 80, 90, 100, 120])
 def test_one_of_each_kernel(compiler, architecture, tmp_path):
-    problem = cuda.Problem("Float32Pairs", "bfloat16", "label_loss")
+    problem = cuda.Template("Float32Pairs", "bfloat16", "label_loss")
     names = kernels(problem, {"packed": (13, 301, 30_001, 100_001, 3_000_001)}, clusters=architecture >= 90)
     for verb in cuda.PRODUCTS:
-        names += kernels(cuda.Problem("Float16", "bfloat16", verb), {"packed": (301, 30_001)}, clusters=False)
+        names += kernels(cuda.Template("Float16", "bfloat16", verb), {"packed": (301, 30_001)}, clusters=False)
     names += [f"xsoftmax::{kernel}<256>" for kernel in WEIGHING]
     assert len({re.match(r"xsoftmax::(\w+)", name)[1] for name in names}) - len(WEIGHING) == (
         9 if architecture >= 90 else 8

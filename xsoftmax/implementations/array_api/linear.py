@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ... import formulas
-from ...calls.arguments import Array, Problem, Rows
-from ...libraries import sums
+from ...calls.plan import Plan
+from ...calls.records import Array, Problem, Rows
+from ...libraries import facts, sums
 from ...libraries.arrays import HALF, cast, dtype_name, rounded
-from .pieces import Halved, Pieces, Plan, blocks, of_classes, of_rows, overwrites, taken
+from .pieces import Halved, Pieces, blocks, of_classes, of_rows, taken
 
 Results = tuple[Array | None, Array | None, Array | None, Array | None]
 
@@ -106,7 +107,7 @@ class Linear:
         if len(classes) > 1:
             return self._by_classes(inner, x, targets, rows, classes)
         z = self.logits(x, classes[0])
-        out = z if "grad" in self.p.wants and overwrites(self.p.library) else None
+        out = z if "grad" in self.p.wants and facts.of(self.p.library).views else None
         loss, grad = self.run("cross_entropy", inner, z, targets, rows, xp=self.xp, out=out)
         return loss, [(classes[0], grad)]
 
@@ -121,7 +122,7 @@ class Linear:
             t = targets if self.p.labels else targets[:, block]
             some = rows._replace(where=of_classes(rows.where, block), weight=of_classes(rows.weight, block))
             place = formulas.Part(block.start, n, kept)
-            out = z if overwrites(self.p.library) else None
+            out = z if facts.of(self.p.library).views else None
             return self.run(operation, inner, z, t, some, place, *state, xp=xp, out=out)
 
         states = [part("class_state", block) for block in classes]

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ... import formulas
-from ...calls.arguments import Array, Problem, Rows
+from ...calls.records import Array, Problem, Rows
 from ...formulas import Axes, State
+from ...libraries import facts
 from ...libraries.arrays import cast, rounded
 from . import linear
 
@@ -21,7 +22,7 @@ def refuses(problem: Problem) -> list[str]:
 
 def together(p: Problem, given: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
     """A verb behind its checks; an implementation may have a way to run it as one."""
-    if p.library in ("cupy", "jax", "torch"):
+    if not facts.of(p.library).warns:
         return verb(given._replace(problem=p), *options, run=run)
     with np.errstate(all="ignore"):  # theirs is NumPy's arithmetic: infinite and 0 are results as others
         return verb(given._replace(problem=p), *options, run=run)

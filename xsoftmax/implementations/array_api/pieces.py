@@ -2,60 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
+from ...libraries import facts
 from ...libraries.arrays import device_of
 
 Array = Any
-
-_SHARE = 12  # of all logits: with what else a block needs, at most an eighth of them
-_LEAST, _MOST = 1 << 24, 1 << 27  # bytes of the logits of a block; 8 MiB take 1.2 to 1.4 times as long as 128
-_FLAT = 64  # rows; a product of fewer waits for the memory of the weight
-_TALL = 256  # rows of a block that is cut by classes too
-_FORMULAS = 4  # of that, where the formulas have temporaries of a block's size: 3 to 7 under JAX
-_PART = 4  # of such a block: the linear weight, or its gradient, in one product
-
-_IN_PLACE = frozenset({"cupy", "numpy", "torch"})  # a slice is a view
-_KERNELS = frozenset({"numpy", "torch"})
-_OWN_BLOCKS = frozenset({"cubed", "dask", "ndonnx"})  # lazy: blocks of their own, or none
-
-
-class Plan(NamedTuple):
-    """Rows and classes whose logits are made at a time, and classes whose part of the weight is; None: all."""
-
-    rows: int | None
-    classes: int | None
-    factors: int | None
-
-
-def plan(
-    n: Any,
-    classes: int,
-    width: Any,
-    itemsize: int,
-    library: str,
-    rows: int | None,
-    some: int | None,
-    *,
-    on_cpu: bool = True,
-) -> Plan:
-    """`rows` and `some` classes as asked for, else so many that a block's logits have their share, up to 128 MiB.
-
-    The free memory of a device is not asked for: the same call is to give the same bits.
-    """
-    if not isinstance(n, int) or not isinstance(width, int):
-        return Plan(None, some, None)
-    budget = max(n * classes * itemsize // _SHARE, _LEAST)
-    if library not in _KERNELS or not on_cpu:
-        budget //= _FORMULAS
-    budget = min(budget, _MOST) // itemsize
-    if rows is None and library not in _OWN_BLOCKS:
-        rows = max(1, budget // (some or classes))
-        if some is None and rows < min(n, _FLAT):
-            rows = _TALL
-            some = max(1, budget // rows)
-    factors = max(_TALL, budget // (_PART * max(width, 1))) if library in _IN_PLACE else None
-    return Plan(rows, some, factors)
 
 
 def blocks(start: int, stop: Any, size: int | None) -> list[slice]:
@@ -84,17 +36,12 @@ def of_classes(a: Array | None, block: slice) -> Array | None:
     return a if a is None or a.shape[-1] == 1 else a[..., block]
 
 
-def overwrites(library: str) -> bool:
-    """Whether arrays of the library can be written to, through slices of them."""
-    return library in _IN_PLACE
-
-
 class Pieces:
     """An array of n rows, put together from blocks of them; a block that comes again is added."""
 
     def __init__(self, n: Any, library: str) -> None:
         self.n = n
-        self.in_place = overwrites(library)
+        self.in_place = facts.of(library).views
         self.whole: Array | None = None
         self.parts: dict[int, Array] = {}
 

@@ -9,7 +9,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ...calls.arguments import Array, Problem
+from ...calls.records import Array, Problem
 from ...kernels.cuda import launch as cuda
 from . import launch as launcher
 from .operations import Operations

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from ...calls.arguments import Array, Problem, Rows
+from ...calls.records import Array, Problem, Rows
 from ...kernels.cuda import launch as cuda
 from ...kernels.cuda.arguments import Arguments, Place
 from ...libraries.arrays import cast, dtype_name
@@ -43,7 +43,7 @@ class Layout(NamedTuple):
     steps: tuple[tuple[int, ...], ...]
 
 
-class Given(NamedTuple):
+class LikeLogits(NamedTuple):
     """Arrays of the shape of the logits."""
 
     x: Array
@@ -75,14 +75,14 @@ class Operations:
         if not _fits(x, p):
             return run(verb, p, x, where, xp=xp, after=self.name)
         y = self.library.empty_like(x) if out is None else out
-        self._launch(verb, p, Given(x, y, where=where), xp)
+        self._launch(verb, p, LikeLogits(x, y, where=where), xp)
         return y
 
     def logsumexp(self, p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
         if not _fits(x, p):
             return run("logsumexp", p, x, where, xp=xp, after=self.name)
         value = self.library.empty(row_shape(p, x), p.result, x)
-        self._launch("logsumexp", p, Given(x, where=where), xp, value=self.library.pointer(value))
+        self._launch("logsumexp", p, LikeLogits(x, where=where), xp, value=self.library.pointer(value))
         return value
 
     def cross_entropy(
@@ -120,7 +120,7 @@ class Operations:
                 value = value if one else xp.broadcast_to(value, row_shape(p, x))
                 numbers |= {name: address(value), f"{name}_step": 0 if one else 1}
         verb = "label_loss" if p.labels and not p.label_smoothing else "target_loss"
-        self._launch(verb, p, Given(x, grad, dense, rows.where), xp, **numbers)
+        self._launch(verb, p, LikeLogits(x, grad, dense, rows.where), xp, **numbers)
         return loss, grad
 
     def softmax_product(self, p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
@@ -137,10 +137,10 @@ class Operations:
             return run(verb, p, y, v, where, xp=xp, after=self.name)
         y, v = cast(y, p.result, xp), cast(v, p.result, xp)
         to = self.library.empty_like(y)
-        self._launch(verb, replace(p, dtype=p.result), Given(y, to, v, where), xp)
+        self._launch(verb, replace(p, dtype=p.result), LikeLogits(y, to, v, where), xp)
         return to
 
-    def _launch(self, verb: str, p: Problem, given: Given, xp: Any, **numbers: Any) -> None:
+    def _launch(self, verb: str, p: Problem, given: LikeLogits, xp: Any, **numbers: Any) -> None:
         """Rows that no two loops walk, and classes that no one loop does, are copied, and the result back."""
         if given.where is not None:
             given = given._replace(where=xp.broadcast_to(given.where, given.x.shape))
@@ -149,7 +149,7 @@ class Operations:
             self.launch_on(layout, verb, p, given, numbers)
             return
         order = (*(axis for axis in range(-given.x.ndim, 0) if axis not in p.axes), *p.axes)
-        copies = Given(*(None if a is None else self.library.contiguous(xp.permute_dims(a, order)) for a in given))
+        copies = LikeLogits(*(None if a is None else self.library.contiguous(xp.permute_dims(a, order)) for a in given))
         if given.y is not None:
             copies = copies._replace(y=self.library.empty_like(copies.x))
         self._launch(verb, replace(p, axes=tuple(range(-len(p.axes), 0))), copies, xp, **numbers)
@@ -157,7 +157,7 @@ class Operations:
             back = tuple(order.index(axis) for axis in range(-given.x.ndim, 0))
             given.y[...] = xp.permute_dims(copies.y, back)
 
-    def launch_on(self, layout: Layout, verb: str, p: Problem, given: Given, numbers: dict[str, Any]) -> None:
+    def launch_on(self, layout: Layout, verb: str, p: Problem, given: LikeLogits, numbers: dict[str, Any]) -> None:
         steps = iter(layout.steps)
         x, y, t, where = (Place() if a is None else Place(self.library.pointer(a), *next(steps)) for a in given)
         targets = None if given.targets is None else dtype_name(given.targets)
@@ -187,7 +187,7 @@ class Operations:
 
 @lru_cache(maxsize=1024)
 def _planned(
-    problem: cuda.Problem, rows: int, classes: int, device: cuda.Device, memory: cuda.Memory, writes: bool
+    problem: cuda.Template, rows: int, classes: int, device: cuda.Device, memory: cuda.Memory, writes: bool
 ) -> cuda.Launch:
     return cuda.launch(problem, rows, classes, device, memory=memory, writes=writes)
 
@@ -195,9 +195,9 @@ def _planned(
 @lru_cache(maxsize=1024)
 def _problem(
     verb: str, dtype: str, targets: str | None, transformed: bool, options: bool, fast_float64: bool
-) -> cuda.Problem:
+) -> cuda.Template:
     arithmetic = cuda.arithmetic(dtype, verb, transformed=transformed, targets=targets, fast_float64=fast_float64)
-    return cuda.Problem(arithmetic, dtype, verb, options, None if targets == dtype else targets)
+    return cuda.Template(arithmetic, dtype, verb, options, None if targets == dtype else targets)
 
 
 @lru_cache(maxsize=1024)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ...calls.arguments import Array, Problem
+from ...calls.records import Array, Problem
 from ...libraries.arrays import dtype_name
-from .operations import Given, Layout, Operations, label_kind
+from .operations import Layout, LikeLogits, Operations, label_kind
 from .weights import Weighings
 
 
@@ -33,13 +33,13 @@ class ShortCuts:
     def _like_logits(self, verb: str, x: Array, out: Array | None) -> Array | None:
         y = self._result(x, out)
         if y is not None:
-            self._launch(verb, Given(x, y), {})
+            self._launch(verb, LikeLogits(x, y), {})
         return y
 
     def _logsumexp(self, x: Array) -> Array:
         library = self.operations.library
         value = library.empty(x.shape[:1], dtype_name(x), x)
-        self._launch("logsumexp", Given(x), {"value": library.pointer(value)})
+        self._launch("logsumexp", LikeLogits(x), {"value": library.pointer(value)})
         return value
 
     def _cross_entropy(self, x: Array, labels: Array) -> Array | None:
@@ -65,14 +65,14 @@ class ShortCuts:
             "labels": library.pointer(labels),
             "label_kind": label_kind(labels),
         }
-        self._launch("label_loss", Given(x, grad), numbers)
+        self._launch("label_loss", LikeLogits(x, grad), numbers)
         return loss
 
     def _mean(self, x: Array, loss: Array, rows: int) -> Array:
         dtype = "float64" if dtype_name(x) == "float64" else "float32"
         return self.weighings.reduced(loss, rows, dtype, is_mean=True)
 
-    def _launch(self, verb: str, given: Given, numbers: dict[str, Any]) -> None:
+    def _launch(self, verb: str, given: LikeLogits, numbers: dict[str, Any]) -> None:
         rows, classes = given.x.shape
         count = 1 if given.y is None else 2
         p = _problem(verb, self.library_name, dtype_name(given.x))

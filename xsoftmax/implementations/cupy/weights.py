@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ...calls.arguments import Array, Problem, Rows
+from ...calls.records import Array, LossCall, Problem, Rows
 from ...kernels.cuda import launch as cuda
 from ...kernels.cuda.arguments import WeighingArguments
 from ...libraries.arrays import dtype_name
@@ -25,31 +25,31 @@ class Weighings:
 
     library: Library
 
-    def weigh(self, p: Problem, given: Any, reduction: str) -> tuple[Array, Rows, Array | None, Array | None] | None:
+    def weigh(self, p: Problem, call: LossCall) -> tuple[Array, Rows, Array | None, Array | None] | None:
         """Targets, row options, absent rows and divisor; a label that is no class makes nan of its row's scale."""
-        s, ignored, x = given.sample_weight, given.ignore_index, given.x
+        s, ignored, x = call.sample_weight, call.ignore_index, call.x
         shape = row_shape(p, x)
         rows = math.prod(shape)
         if not rows or not (p.labels or s is not None):
             return None
         # in int64 a label from 2⁶³ on would be taken for another
-        given_labels = given.raw_targets if dtype_name(given.raw_targets) == "uint64" else given.targets
-        ignores = ignored is not None and ignored in (_INT64 if given_labels is given.targets else _UNSIGNED)
+        given_labels = call.raw_targets if dtype_name(call.raw_targets) == "uint64" else call.targets
+        ignores = ignored is not None and ignored in (_INT64 if given_labels is call.targets else _UNSIGNED)
         may_be_absent = s is not None or ignores
-        is_mean = reduction == "mean"
+        is_mean = call.reduction == "mean"
         if not is_mean and not may_be_absent:
-            return given.targets, Rows(given.where, given.weight, 1.0, p.z_loss), None, None
+            return call.targets, Rows(call.where, call.weight, 1.0, p.z_loss), None, None
         pointer, empty, contiguous = self.library.pointer, self.library.empty, self.library.contiguous
         labels = contiguous(given_labels) if p.labels else None
         weights = None if s is None else contiguous(s)
-        by_label = given.weight is not None and p.labels and is_mean
-        w = contiguous(given.weight) if by_label else None
+        by_label = call.weight is not None and p.labels and is_mean
+        w = contiguous(call.weight) if by_label else None
         scale = empty(shape, "float64", x)
         absent = empty(shape, "bool", x) if may_be_absent else None
         numbers = self._scaled(
             scale,
             labels,
-            classes=given.classes,
+            classes=call.classes,
             ignored=ignored if ignores else 0,
             s=0 if weights is None else pointer(weights),
             w=0 if w is None else pointer(w),
@@ -59,13 +59,13 @@ class Weighings:
             is_mean=int(is_mean),
         )
         zeta = numbers[1] if by_label and p.z_loss else p.z_loss
-        return given.targets, Rows(given.where, given.weight, scale, zeta), absent, numbers[0] if is_mean else None
+        return call.targets, Rows(call.where, call.weight, scale, zeta), absent, numbers[0] if is_mean else None
 
-    def reduce_rows(self, p: Problem, loss: Array, w: Any, dtype: str) -> Array | None:
+    def reduce_rows(self, p: Problem, loss: Array, w: Any, reduction: str, dtype: str) -> Array | None:
         """The sum or mean of the losses of the rows."""
-        if w.reduction == "none" or dtype_name(loss) != "float64" or dtype not in ("float32", "float64"):
+        if reduction == "none" or dtype_name(loss) != "float64" or dtype not in ("float32", "float64"):
             return None
-        return self.reduced(loss, w.divisor, dtype, w.s, w.absent, is_mean=w.reduction == "mean")
+        return self.reduced(loss, w.divisor, dtype, w.s, w.absent, is_mean=reduction == "mean")
 
     def reduced(
         self,

@@ -8,10 +8,10 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from array_api_compat import array_namespace
 
-from ...calls.arguments import Array
+from ...calls.records import Array
 from ...libraries.arrays import rounded
+from ...libraries.namespaces import array_namespace
 
 
 def blockwise(f: Any, index: Iterable[int], arrays: list[Any], dtype: Any, name: str, **options: Any) -> Array:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...calls.arguments import Problem
+from ...calls.records import Problem
+from ...libraries.quiet import quietly
 from ..array_api import operations as array_api
-from ..numpy.views import quietly
 from . import split_rows
 from .leaves import without_empty_blocks
 from .whole_rows import on_blocks, splits_classes
@@ -21,11 +21,11 @@ def refuses(problem: Problem) -> list[str]:
 
 
 @quietly
-def together(p: Problem, given: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
-    given = without_empty_blocks(given._replace(problem=p))
-    if splits_classes(given):
-        return run("together", p, given, verb, *options, xp=xp, after="dask_chunked")
-    return on_blocks(given, verb, options, run)
+def together(p: Problem, call: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
+    call = without_empty_blocks(call._replace(problem=p))
+    if splits_classes(call):
+        return run("together", p, call, verb, *options, xp=xp, after="dask_chunked")
+    return on_blocks(call, verb, options, run)
 
 
 softmax = split_rows.softmax

@@ -9,19 +9,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from array_api_compat import array_namespace
-
-from ...calls.arguments import Array
-from ...libraries.arrays import HALF, cast, container_of, device_of, dtype_name, library_of
+from ...calls.records import Array, ArrayCall, LossCall
+from ...libraries.arrays import HALF, cast, container_of, device_of, device_type, dtype_name, library_of
+from ...libraries.namespaces import array_namespace
 
 Index = tuple[int, ...]
+Call = ArrayCall | LossCall
 _OF_LOGITS: tuple[str, ...] = ("arrays", "where")
 _OF_LOSS = ("x", "targets", "raw_targets", "where", "weight", "sample_weight", "v", "linear", "totals")
 
 
-def without_empty_blocks(given: Any) -> Any:
+def without_empty_blocks(call: Call) -> Any:
     """Dask broadcasts no axis of length 1 that has more than one block."""
-    return type(given)(*map(_without_empty, given))
+    return type(call)(*map(_without_empty, call))
 
 
 def _without_empty(a: Any) -> Any:
@@ -37,46 +37,49 @@ class Leaf(NamedTuple):
     axes: Index
 
 
-def leaves(given: Any) -> dict[str, Leaf]:
+def leaves(call: Call) -> dict[str, Leaf]:
     """The logits, or what takes their place, first."""
-    return _of_loss(given) if hasattr(given, "targets") else _of_logits(given)
+    return _of_loss(call) if isinstance(call, LossCall) else _of_logits(call)
 
 
-def class_indices(given: Any) -> set[int]:
-    n = _ndim(given)
-    return {n + axis for axis in given.problem.axes}
+def class_indices(call: Call) -> set[int]:
+    n = _ndim(call)
+    return {n + axis for axis in call.problem.axes}
 
 
-def row_indices(given: Any) -> list[int]:
-    return [i for i in range(_ndim(given)) if i not in class_indices(given)]
+def row_indices(call: Call) -> list[int]:
+    return [i for i in range(_ndim(call)) if i not in class_indices(call)]
 
 
-def without_arrays(given: Any) -> Any:
+def without_arrays(call: Call) -> Any:
     """What is left of the call, to be sent along with a block."""
-    arrays = _OF_LOSS if hasattr(given, "targets") else _OF_LOGITS
-    return given._replace(**dict.fromkeys(("xp", "device", *arrays)))
+    arrays = _OF_LOSS if isinstance(call, LossCall) else _OF_LOGITS
+    nothing: dict[str, Any] = dict.fromkeys(("xp", "device", *arrays))
+    return call._replace(**nothing)
 
 
-def with_blocks(given: Any, blocks: dict[str, Array]) -> Any:
+def with_blocks(call: Call, blocks: dict[str, Array]) -> Any:
     """The call on blocks, of whatever library."""
     first = next(iter(blocks.values()))
     xp = array_namespace(first)
     library = library_of(xp)
-    problem = replace(given.problem, library=library, container=container_of(first, library))
-    given = given._replace(problem=problem, xp=xp, device=device_of(first), where=blocks.get("where"))
-    if not hasattr(given, "targets"):
-        return given._replace(arrays=tuple(array for name, array in blocks.items() if name != "where"))
-    named = {name: blocks.get(name) for name in ("x", "targets", "weight", "sample_weight", "v")}
-    given = given._replace(raw_targets=blocks.get("targets"), **named)
+    container, device = container_of(first, library), device_type(first, library)
+    problem = replace(call.problem, library=library, container=container, device=device)
+    call = call._replace(problem=problem, xp=xp, device=device_of(first), where=blocks.get("where"))
+    if not isinstance(call, LossCall):
+        return call._replace(arrays=tuple(array for name, array in blocks.items() if name != "where"))
+    named: dict[str, Any] = {name: blocks.get(name) for name in ("x", "targets", "weight", "sample_weight", "v")}
+    call = call._replace(raw_targets=blocks.get("targets"), **named)
     if "factor" not in blocks:
-        return given._replace(classes=given.classes if given.x is None else given.x.shape[problem.axes[0]])
-    return given._replace(linear=(blocks["factor"], blocks.get("bias")), classes=blocks["factor"].shape[0])
+        return call._replace(classes=call.classes if call.x is None else call.x.shape[problem.axes[0]])
+    return call._replace(linear=(blocks["factor"], blocks.get("bias")), classes=blocks["factor"].shape[0])
 
 
-def with_wide_factors(given: Any) -> Any:
-    if getattr(given, "linear", None) is None:
-        return given
-    return given._replace(linear=tuple(_wide(a, given.xp) for a in given.linear))
+def with_wide_factors(call: Call) -> Any:
+    if not isinstance(call, LossCall) or call.linear is None:
+        return call
+    factor, bias = call.linear
+    return call._replace(linear=(_wide(factor, call.xp), _wide(bias, call.xp)))
 
 
 def _wide(a: Array | None, xp: Any) -> Array | None:
@@ -84,29 +87,29 @@ def _wide(a: Array | None, xp: Any) -> Array | None:
     return a if a is None or dtype_name(a) not in HALF else cast(a, "float32", xp)
 
 
-def _ndim(given: Any) -> int:
-    return given.x.ndim if hasattr(given, "targets") else given.arrays[0].ndim
+def _ndim(call: Call) -> int:
+    return call.x.ndim if isinstance(call, LossCall) else call.arrays[0].ndim
 
 
-def _of_logits(given: Any) -> dict[str, Leaf]:
-    n = _ndim(given)
-    found = {f"array{i}": right_aligned(a, n) for i, a in enumerate(given.arrays)}
-    return found if given.where is None else found | {"where": right_aligned(given.where, n)}
+def _of_logits(call: Call) -> dict[str, Leaf]:
+    n = _ndim(call)
+    found = {f"array{i}": right_aligned(a, n) for i, a in enumerate(call.arrays)}
+    return found if call.where is None else found | {"where": right_aligned(call.where, n)}
 
 
-def _of_loss(given: Any) -> dict[str, Leaf]:
-    n, rows = _ndim(given), tuple(row_indices(given))
+def _of_loss(call: Call) -> dict[str, Leaf]:
+    n, rows = _ndim(call), tuple(row_indices(call))
     found = {}
-    if given.linear is None:
-        found["x"] = Leaf(given.x, tuple(range(n)))
+    if call.linear is None:
+        found["x"] = Leaf(call.x, tuple(range(n)))
     else:
-        factor, bias = given.linear
-        found |= {"x": Leaf(given.x, (*rows, n)), "factor": Leaf(factor, (n - 1, n))}
+        factor, bias = call.linear
+        found |= {"x": Leaf(call.x, (*rows, n)), "factor": Leaf(factor, (n - 1, n))}
         if bias is not None:
             found["bias"] = Leaf(bias, (n - 1,))
-    found["targets"] = Leaf(given.targets, rows) if given.problem.labels else right_aligned(given.targets, n)
+    found["targets"] = Leaf(call.targets, rows) if call.problem.labels else right_aligned(call.targets, n)
     for name in ("where", "weight", "sample_weight", "v"):
-        if (a := getattr(given, name)) is not None:
+        if (a := getattr(call, name)) is not None:
             found[name] = right_aligned(a, n)
     return found
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from array_api_compat import array_namespace
 
 from ... import threads
-from ...calls.arguments import Array, Problem
+from ...calls.records import Array, Problem
 from ...formulas import Part
-from ...libraries.arrays import container_of, library_of
+from ...libraries.arrays import container_of, device_type, library_of
+from ...libraries.namespaces import array_namespace
 from .blockwise import blockwise
 from .leaves import Leaf, right_aligned
 
@@ -168,7 +168,8 @@ def _on_block(
             blocks[name] = xp.reshape(a, (-1,))
         else:
             blocks[name] = turn.all_of(a) if name in ("where", "targets", "x", "v") else turn.rows_of(a)
-    p = replace(p, library=library, container=container_of(x, library), axes=(-1,))
+    container, device = container_of(x, library), device_type(x, library)
+    p = replace(p, library=library, container=container, device=device, axes=(-1,))
     with threads.alone():
         found = work(p, blocks, Part(start, classes, blocks.get("number", classes)), *states, xp=xp, run=run)
     if isinstance(found, tuple):

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from ... import formulas
-from ...calls.arguments import Array, Problem, Rows
+from ...calls.records import Array, Problem, Rows
 from ...formulas import Part
 from ...libraries import sums
 from .parts import Parts

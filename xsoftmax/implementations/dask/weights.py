@@ -6,52 +6,51 @@ import math
 from functools import partial
 from typing import Any
 
-from array_api_compat import array_namespace
-
 from ... import weights
-from ...calls.arguments import Array
+from ...calls.records import Array
+from ...libraries.namespaces import array_namespace
 from .blockwise import alone, blockwise
 from .leaves import Leaf, row_indices, with_blocks
 
 _FAN_IN = 16  # numbers that are added at a time; a task costs more than they do
 
 
-def known(given: Any, found: dict[str, Leaf]) -> tuple[int, ...] | None:
+def known(call: Any, found: dict[str, Leaf]) -> tuple[int, ...] | None:
     """`totals` where the shapes tell them."""
-    if given.problem.labels or given.sample_weight is not None:
+    if call.problem.labels or call.sample_weight is not None:
         return None
-    sizes = [found["x"].array.shape[found["x"].axes.index(i)] for i in row_indices(given)]
+    sizes = [found["x"].array.shape[found["x"].axes.index(i)] for i in row_indices(call)]
     return None if any(math.isnan(n) for n in sizes) else (math.prod(sizes),) * 2
 
 
-def may_divide_after(given: Any) -> bool:
+def may_divide_after(call: Any) -> bool:
     """Whether one division of the sum of the losses does; a gradient is rounded before; lse² has its own divisor."""
-    p = given.problem
-    return p.wants == ("loss",) and not (p.z_loss and p.labels and given.weight is not None)
+    p = call.problem
+    return p.wants == ("loss",) and not (p.z_loss and p.labels and call.weight is not None)
 
 
-def totals_before(given: Any, record: Any, found: dict[str, Leaf]) -> Leaf:
+def totals_before(call: Any, record: Any, found: dict[str, Leaf]) -> Leaf:
     """`totals`, by a sweep over the labels and weights: two numbers where Dask sees one, which has no axis."""
-    rows = row_indices(given)
+    rows = row_indices(call)
     names: list[str] = ["x"]
-    if given.problem.labels:
+    if call.problem.labels:
         names = [name for name in ("targets", "sample_weight", "weight") if name in found]
-    elif given.sample_weight is not None:
+    elif call.sample_weight is not None:
         names = ["sample_weight"]
-    if math.isnan(given.classes) and "x" not in names:
+    if math.isnan(call.classes) and "x" not in names:
         names.append("x")
     place = new_axis(found)
     counts = blockwise(
         partial(_total_of_block, record=record, names=tuple(names), rows=len(rows)),
         (*rows, place),
         [part for name in names for part in found[name]],
-        given.problem.compute,
-        f"{given.problem.verb}-counts",
+        call.problem.compute,
+        f"{call.problem.verb}-counts",
         adjust_chunks=dict.fromkeys(rows, 1),
         new_axes={place: 2},
     )
     pair = [summed(counts, len(rows)), (place,)]
-    return Leaf(blockwise(alone, (), pair, given.problem.compute, f"{given.problem.verb}-totals"), ())
+    return Leaf(blockwise(alone, (), pair, call.problem.compute, f"{call.problem.verb}-totals"), ())
 
 
 def new_axis(found: dict[str, Leaf]) -> int:
@@ -66,24 +65,24 @@ def summed(parts: Array, axes: int) -> Array:
 
 
 def _total_of_block(*blocks: Any, record: Any, names: tuple[str, ...], rows: int) -> Array:
-    given = with_blocks(record, dict(zip(names, map(alone, blocks), strict=True)))
-    return _pair(*_totals(given), given, rows)
+    call = with_blocks(record, dict(zip(names, map(alone, blocks), strict=True)))
+    return _pair(*_totals(call), call, rows)
 
 
-def share_and_divisor(loss: Array, given: Any) -> Array:
+def share_and_divisor(loss: Array, call: Any) -> Array:
     """Beside each other along a new axis; the loss has one of length 1 for each axis that is summed over."""
-    _, divisor = _totals(given)
-    return _pair(loss, divisor, given, loss.ndim)
+    _, divisor = _totals(call)
+    return _pair(loss, divisor, call, loss.ndim)
 
 
-def _totals(given: Any) -> tuple[Array | int, Array | int]:
-    label, absent, bad = weights.marked(given)
-    return weights.totals(given, label, weights.counted(given, absent, bad))
+def _totals(call: Any) -> tuple[Array | int, Array | int]:
+    label, absent, bad = weights.marked(call)
+    return weights.totals(call, label, weights.counted(call, absent, bad))
 
 
-def _pair(a: Any, b: Any, given: Any, ones: int) -> Array:
-    xp = given.xp
-    pair = [xp.asarray(n, dtype=getattr(xp, given.problem.compute), device=given.device) for n in (a, b)]
+def _pair(a: Any, b: Any, call: Any, ones: int) -> Array:
+    xp = call.xp
+    pair = [xp.asarray(n, dtype=getattr(xp, call.problem.compute), device=call.device) for n in (a, b)]
     return xp.reshape(xp.stack([xp.reshape(n, ()) for n in pair]), (1,) * ones + (2,))
 
 

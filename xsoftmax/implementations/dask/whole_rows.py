@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from ... import threads
-from ...calls.arguments import Array
+from ...calls.records import Array, LossCall
+from ...libraries.namespaces import array_namespace
 from .blockwise import alone, blockwise, narrowed
 from .leaves import Index, Leaf, class_indices, leaves, row_indices, with_blocks, with_wide_factors, without_arrays
 from .weights import known, may_divide_after, new_axis, quotient, share_and_divisor, summed, totals_before
@@ -52,9 +52,9 @@ class _Task(NamedTuple):
     divides_after: bool
 
 
-def splits_classes(given: Any) -> bool:
+def splits_classes(call: Any) -> bool:
     """Whether blocks hold parts of rows; nothing has no parts."""
-    found, classes = leaves(given), class_indices(given)
+    found, classes = leaves(call), class_indices(call)
     logits = next(iter(found.values()))
     if 0 in logits.array.shape:
         return False
@@ -62,24 +62,24 @@ def splits_classes(given: Any) -> bool:
     return any(count > 1 for i, count in zip(first.axes, first.array.numblocks, strict=True) if i in classes)
 
 
-def on_blocks(given: Any, verb: Any, options: tuple[Any, ...], run: Any) -> Any:
-    found, rows = leaves(given), row_indices(given)
+def on_blocks(call: Any, verb: Any, options: tuple[Any, ...], run: Any) -> Any:
+    found, rows = leaves(call), row_indices(call)
     found = {name: _with_whole_axes(leaf, rows) for name, leaf in found.items()}
-    results, container = _results(given, found, verb, options, run)
-    record, divides_after = without_arrays(given), False
-    if hasattr(given, "totals"):
+    results, container = _results(call, found, verb, options, run)
+    record, divides_after = without_arrays(call), False
+    if isinstance(call, LossCall):
         record = record._replace(totals=())
-        if "mean" in options:
-            if (totals := known(given, found)) is not None:
+        if call.reduction == "mean":
+            if (totals := known(call, found)) is not None:
                 record = record._replace(totals=totals)
-            elif divides_after := may_divide_after(given):
-                options = tuple("sum" if option == "mean" else option for option in options)
+            elif divides_after := may_divide_after(call):
+                record = record._replace(reduction="sum")
             else:
-                found["totals"] = totals_before(given, record, found)
+                found["totals"] = totals_before(call, record, found)
     every = tuple(sorted({i for leaf in found.values() for i in leaf.axes}))
     is_one_of_many = any(count > 1 for leaf in found.values() for count in leaf.array.numblocks)
     task = _Task(tuple(found), record, verb, options, run, results, tuple(rows), every, is_one_of_many, divides_after)
-    return container(_outputs(task, found, given.problem.verb))
+    return container(_outputs(task, found, call.problem.verb))
 
 
 def _with_whole_axes(leaf: Leaf, rows: list[int]) -> Leaf:
@@ -97,23 +97,23 @@ def _with_whole_axes(leaf: Leaf, rows: list[int]) -> Leaf:
 
 
 def _results(
-    given: Any, found: dict[str, Leaf], verb: Any, options: tuple[Any, ...], run: Any
+    call: Any, found: dict[str, Leaf], verb: Any, options: tuple[Any, ...], run: Any
 ) -> tuple[tuple[_Result | None, ...], Any]:
-    lengths = _lengths(given)
+    lengths = _lengths(call)
     blocks = {name: _small(name, *leaf, lengths) for name, leaf in found.items()}
-    result = verb(with_blocks(without_arrays(given), blocks), *options, run=run)
+    result = verb(with_blocks(without_arrays(call), blocks), *options, run=run)
     if not isinstance(result, tuple):
-        return (_described(result, given, lengths),), lambda arrays: arrays[0]
+        return (_described(result, call, lengths),), lambda arrays: arrays[0]
     container = type(result)
-    return tuple(None if r is None else _described(r, given, lengths) for r in result), (
+    return tuple(None if r is None else _described(r, call, lengths) for r in result), (
         container._make if hasattr(container, "_make") else container
     )
 
 
-def _lengths(given: Any) -> tuple[int, ...]:
+def _lengths(call: Any) -> tuple[int, ...]:
     """Of each index, and of that which a linear loss sums over."""
-    classes = class_indices(given)
-    return (*(_CLASS if i in classes else _ROW for i in range(len(classes) + len(row_indices(given)))), _WIDTH)
+    classes = class_indices(call)
+    return (*(_CLASS if i in classes else _ROW for i in range(len(classes) + len(row_indices(call)))), _WIDTH)
 
 
 def _small(name: str, array: Array, index: Index, lengths: tuple[int, ...]) -> Array:
@@ -121,7 +121,7 @@ def _small(name: str, array: Array, index: Index, lengths: tuple[int, ...]) -> A
     return np.zeros_like(array._meta, shape=shape)
 
 
-def _described(result: Array, given: Any, lengths: tuple[int, ...]) -> _Result:
+def _described(result: Array, call: Any, lengths: tuple[int, ...]) -> _Result:
     """Axes of one length keep their order; one more of the classes' is the second of a matrix."""
     left = {n: [i for i, length in enumerate(lengths) if length == n] for n in lengths}
     index: list[int] = []
@@ -133,9 +133,9 @@ def _described(result: Array, given: Any, lengths: tuple[int, ...]) -> _Result:
             index.append(left[n].pop(0))
         else:
             index.append(len(lengths))
-            (twice,) = class_indices(given)
+            (twice,) = class_indices(call)
     ones = tuple(i for i, n in zip(index, result.shape, strict=True) if n == 1)
-    summed = hasattr(given, "totals") and not set(index) & set(row_indices(given))
+    summed = isinstance(call, LossCall) and not set(index) & set(row_indices(call))
     return _Result(tuple(index), ones, twice, summed, result.dtype)
 
 
@@ -178,15 +178,15 @@ def _only_result(task: _Task, result: _Result, found: dict[str, Leaf], arrays: l
 def _on_block(*blocks: Any, task: _Task) -> Any:
     named = dict(zip(task.names, map(alone, blocks), strict=True))
     totals = named.pop("totals", None)
-    given = with_wide_factors(with_blocks(task.record, named))
+    call = with_wide_factors(with_blocks(task.record, named))
     if totals is not None:
-        given = given._replace(totals=(totals[0], totals[1]))
+        call = call._replace(totals=(totals[0], totals[1]))
     with threads.alone() if task.is_one_of_many else nullcontext():
-        found = task.verb(given, *task.options, run=task.run)
+        found = task.verb(call, *task.options, run=task.run)
     results = found if isinstance(found, tuple) else (found,)
     shaped = [_in_place(r, about, task) for r, about in zip(results, task.results, strict=True) if about is not None]
     if task.divides_after:
-        return share_and_divisor(shaped[0], given)
+        return share_and_divisor(shaped[0], call)
     return tuple(shaped) if len(shaped) > 1 else shaped[0]
 
 

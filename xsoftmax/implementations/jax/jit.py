@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...calls.arguments import Problem
+from ...calls.records import Problem
 from ..array_api import operations as array_api
 from . import linear
 
@@ -21,11 +21,11 @@ def refuses(problem: Problem) -> list[str]:
     return []
 
 
-def together(p: Problem, given: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
+def together(p: Problem, call: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
     """A verb with what stands around its operations; like its arrays, the program may move to any device."""
-    if _is_traced((given, options)):
-        return run("together", p, given, verb, *options, xp=xp, after="jax_jit")
-    return _run_compiled("together", p, given._replace(problem=None, device=None), verb, *options)
+    if _is_traced((call, options)):
+        return run("together", p, call, verb, *options, xp=xp, after="jax_jit")
+    return _run_compiled("together", p, call._replace(problem=None, device=None), verb, *options)
 
 
 def _compiled(operation: str) -> Callable[..., Any]:

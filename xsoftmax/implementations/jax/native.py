@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from ... import formulas
-from ...calls.arguments import Array, Problem, Rows
+from ...calls.records import Array, Problem, Rows
 from ...libraries import sums
 from ...libraries.arrays import cast
 from . import linear
@@ -27,7 +27,7 @@ def refuses(problem: Problem) -> list[str]:
     return []
 
 
-class _Call(NamedTuple):
+class _Context(NamedTuple):
     """What a rule knows besides arrays; `zeta` where it is a number."""
 
     problem: Problem
@@ -53,12 +53,12 @@ def softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> 
 
 
 @_ruled
-def _softmax(call: _Call, x: Array, where: Array | None) -> Array:
+def _softmax(call: _Context, x: Array, where: Array | None) -> Array:
     return call.behind("softmax", x, where)
 
 
 @_softmax.defjvp
-def _softmax_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
+def _softmax_jvp(call: _Context, primals: Any, tangents: Any) -> Any:
     """dy = y (dz − Σ y dz)"""
     (x, where), (dx, _) = primals, tangents
     y = _softmax(call, x, where)
@@ -90,12 +90,12 @@ def softmax_jacobian(p: Problem, y: Array, *, xp: Any, run: Any) -> Array:
 
 
 @_ruled
-def _softmax_jacobian(call: _Call, y: Array) -> Array:
+def _softmax_jacobian(call: _Context, y: Array) -> Array:
     return call.behind("softmax_jacobian", y)
 
 
 @_softmax_jacobian.defjvp
-def _softmax_jacobian_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
+def _softmax_jacobian_jvp(call: _Context, primals: Any, tangents: Any) -> Any:
     """δ_ij dy_i − dy_i y_j − y_i dy_j, also for a y that does not sum to 1"""
     (y,), (dy,) = primals, tangents
     diagonal = jnp.where(jnp.eye(y.shape[-1], dtype=bool), dy[..., None], 0.0)
@@ -111,12 +111,12 @@ def log_softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any)
 
 
 @_ruled
-def _log_softmax(call: _Call, x: Array, where: Array | None) -> Array:
+def _log_softmax(call: _Context, x: Array, where: Array | None) -> Array:
     return call.behind("log_softmax", x, where)
 
 
 @_log_softmax.defjvp
-def _log_softmax_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
+def _log_softmax_jvp(call: _Context, primals: Any, tangents: Any) -> Any:
     """d log y = dz − Σ y dz; y from x, since log y is rounded: by 30 ulp of y at −60"""
     (x, where), (dx, _) = primals, tangents
     d = formulas.centred(_softmax(call, x, where), _dz(call, x, dx), call.problem.axes, xp=jnp)
@@ -128,12 +128,12 @@ def logsumexp(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -
 
 
 @_ruled
-def _logsumexp(call: _Call, x: Array, where: Array | None) -> Array:
+def _logsumexp(call: _Context, x: Array, where: Array | None) -> Array:
     return call.behind("logsumexp", x, where)
 
 
 @_logsumexp.defjvp
-def _logsumexp_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
+def _logsumexp_jvp(call: _Context, primals: Any, tangents: Any) -> Any:
     """Σ y dz"""
     (x, where), (dx, _) = primals, tangents
     return _logsumexp(call, x, where), call.total(times(_softmax_or_zero(call, x, where), _dz(call, x, dx)))
@@ -146,12 +146,12 @@ def signed_logsumexp(p: Problem, x: Array, b: Array, where: Array | None, *, xp:
 
 
 @_ruled
-def _signed_logsumexp(call: _Call, x: Array, b: Array, where: Array | None) -> tuple[Array, Array]:
+def _signed_logsumexp(call: _Context, x: Array, b: Array, where: Array | None) -> tuple[Array, Array]:
     return call.behind("signed_logsumexp", x, b, where)
 
 
 @partial(_signed_logsumexp.defjvp, symbolic_zeros=True)
-def _signed_logsumexp_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
+def _signed_logsumexp_jvp(call: _Context, primals: Any, tangents: Any) -> Any:
     """Σ (b dx + db) y / Σ b y, where y is relative to the classes with b ≠ 0"""
     (x, b, where), (dx, db, _) = primals, tangents
     hidden = b == 0.0
@@ -171,14 +171,14 @@ def _signed_logsumexp_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
     return (value, sign), (sum(d), jnp.zeros_like(sign))
 
 
-def _softmax_or_zero(call: _Call, x: Array, where: Array | None) -> Array:
+def _softmax_or_zero(call: _Context, x: Array, where: Array | None) -> Array:
     def softmax(x: Array, *_: Any, **__: Any) -> Array:
         return _softmax(call, jnp.where(_empty(call, x), 0.0, x), where)
 
     return formulas.logsumexp_gradient(x, call.problem.axes, softmax=softmax, xp=jnp)
 
 
-def _empty(call: _Call, x: Array) -> Array:
+def _empty(call: _Context, x: Array) -> Array:
     return jnp.max(x, axis=call.problem.axes, keepdims=True) == -math.inf
 
 
@@ -204,13 +204,13 @@ def cross_entropy(
 
 @_ruled
 def _cross_entropy(
-    call: _Call, x: Array, targets: Array, where: Array | None, weight: Array | None, zetas: Array | None
+    call: _Context, x: Array, targets: Array, where: Array | None, weight: Array | None, zetas: Array | None
 ) -> tuple[Array | None, Array | None]:
     return call.behind("cross_entropy", x, targets, _rows(call, where, weight, zetas))
 
 
 @partial(_cross_entropy.defjvp, symbolic_zeros=True)
-def _cross_entropy_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
+def _cross_entropy_jvp(call: _Context, primals: Any, tangents: Any) -> Any:
     wants = call.problem.wants
     needed = ("loss", "grad") if "loss" in wants else wants
     loss, grad = _cross_entropy(call._replace(problem=replace(call.problem, wants=needed)), *primals)
@@ -221,7 +221,7 @@ def _cross_entropy_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
     return (loss, grad), (d_loss, _grad_tangent(call, primals, tangents, dt))
 
 
-def _loss_tangent(call: _Call, primals: Any, tangents: Any, grad: Array, t: Array, dt: Array | None) -> Array:
+def _loss_tangent(call: _Context, primals: Any, tangents: Any, grad: Array, t: Array, dt: Array | None) -> Array:
     """Σ ∂L/∂x dx + Σ (logsumexp − z) dt + logsumexp² dζ, where a class with t = 0 at z = −∞ counts for nothing"""
     x, _, where, *_ = primals
     dx, *_, d_zetas = tangents
@@ -238,7 +238,7 @@ def _loss_tangent(call: _Call, primals: Any, tangents: Any, grad: Array, t: Arra
     return sum(d)
 
 
-def _grad_tangent(call: _Call, primals: Any, tangents: Any, dt: Array | None) -> Array:
+def _grad_tangent(call: _Context, primals: Any, tangents: Any, dt: Array | None) -> Array:
     """Σ ∂²L/∂x∂x dx + z′ (y Σ dt − dt) + z′ 2 logsumexp y dζ"""
     x, targets, where, weight, zetas = primals
     dx, *_, d_zetas = tangents
@@ -255,7 +255,7 @@ def _grad_tangent(call: _Call, primals: Any, tangents: Any, dt: Array | None) ->
     return _masked(sum(d), where, 0.0)
 
 
-def _targets(call: _Call, primals: Any, tangents: Any) -> tuple[Array, Array | None]:
+def _targets(call: _Context, primals: Any, tangents: Any) -> tuple[Array, Array | None]:
     """t = weight · ((1 − ε) target + ε / K) and its tangent"""
     p, (x, targets, where, weight, _) = call.problem, primals
     _, d_targets, _, d_weight, _ = tangents
@@ -274,7 +274,7 @@ def _targets(call: _Call, primals: Any, tangents: Any) -> tuple[Array, Array | N
     return jax.jvp(formula, (targets, weight), (d_targets, d_weight))
 
 
-def _rows(call: _Call, where: Array | None, weight: Array | None, zetas: Array | None) -> Rows:
+def _rows(call: _Context, where: Array | None, weight: Array | None, zetas: Array | None) -> Rows:
     return Rows(where, weight, None, call.zeta if zetas is None else zetas)
 
 
@@ -308,8 +308,8 @@ def _present(p: Problem, rows: Rows, x: Array, targets: Array, *more: Array) -> 
 # what they share
 
 
-def _call(p: Problem, run: Any) -> _Call:
-    return _Call(replace(p, dtype=p.compute, result=p.compute), run)
+def _call(p: Problem, run: Any) -> _Context:
+    return _Context(replace(p, dtype=p.compute, result=p.compute), run)
 
 
 def _logits(p: Problem, x: Array, where: Array | None) -> Array:
@@ -320,11 +320,11 @@ def _masked(x: Array, where: Array | None, value: float) -> Array:
     return x if where is None else jnp.where(where, x, value)
 
 
-def _of_kept(call: _Call, a: Array, where: Array | None) -> Array:
+def _of_kept(call: _Context, a: Array, where: Array | None) -> Array:
     return formulas.of_kept(a, where, call.problem.axes, xp=jnp)
 
 
-def _dz(call: _Call, x: Array, dx: Array) -> Array:
+def _dz(call: _Context, x: Array, dx: Array) -> Array:
     slope, _ = formulas.capped_derivatives(x, call.problem.softcap, xp=jnp)
     return formulas.over(dx if slope is None else slope * dx, call.problem.temperature, xp=jnp)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from ...calls.arguments import Array
+from ...calls.records import Array
 
 
 def times(a: Array, b: Array) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...calls.arguments import Array
+from ...calls.records import Array
 
 TYPES: dict[Any, Any] = {np.dtype(kind): kind(0) for kind in (np.float32, np.float64)}
 

@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ... import formulas
-from ...calls.arguments import Array, Problem, Rows
+from ...calls.records import Array, Problem, Rows
 from ...libraries import sums
+from ...libraries.quiet import quietly
 from ..array_api import operations as array_api
 from . import blocked_parts
 from . import long as long_rows
 from .long import are_long
 from .operations import READ, Operations, quick_result
-from .views import ELEMENTS, quietly
+from .views import ELEMENTS
 
 _SHORT = 32  # classes; NumPy reduces shorter rows one by one, at 30 ns each, but their transpose at once
 _ORDINARY = 600.0  # exp(x) is a normal number wherever it counts, and the sum finite

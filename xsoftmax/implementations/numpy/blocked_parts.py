@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from ... import formulas
-from ...calls.arguments import Array, Problem, Rows
+from ...calls.records import Array, Problem, Rows
 from ...formulas import Part, ProductState, State
+from ...libraries.quiet import quietly
 from ...threads import each
 from ..array_api import operations as array_api
 from ..array_api.linear import rows_of
 from ..array_api.pieces import of_rows
-from .views import cut, quietly
+from .views import cut
 
 
 def class_state(p: Problem, x: Array, targets: Array | None, rows: Rows, part: Part, *, xp: Any, run: Any) -> State:

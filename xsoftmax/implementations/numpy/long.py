@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ... import formulas
-from ...calls.arguments import Array, Problem, Rows
+from ...calls.records import Array, Problem, Rows
 from ...formulas import Part
 from ...libraries.arrays import HALF
 from ...threads import each

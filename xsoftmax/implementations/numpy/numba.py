@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...calls.arguments import Array, Problem
+from ...calls.records import Array, Problem
 from ...kernels import ACROSS
 from ...libraries.arrays import HALF
 from ...threads import get_num_threads

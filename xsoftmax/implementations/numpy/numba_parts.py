@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...calls.arguments import Array, Problem, Rows
+from ...calls.records import Array, Problem, Rows
 from ...formulas import Part, ProductState, State, pivot_and_mean
 from ...kernels import ACROSS
 from ...threads import each

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ... import formulas
-from ...calls.arguments import Array, Problem, Rows
+from ...calls.records import Array, Problem, Rows
 from ...libraries.arrays import cast, rounded
 from ..array_api import operations as array_api
 from . import long as long_rows

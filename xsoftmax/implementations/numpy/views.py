@@ -6,14 +6,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
+from ...libraries.quiet import quietly
 from ...libraries.strides import runs
 from ...threads import each
 
 Array = Any
-# a decorator; each thread has warnings of its own, and infinite and 0 are results as others
-quietly = np.errstate(all="ignore")
 Block = tuple[slice, slice]
 ELEMENTS = 1 << 16  # of a block: its float64 copies stay in a cache of 1 MiB
 

@@ -8,18 +8,20 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
-import array_api_compat.numpy
 import numpy as np
 import torch
 
-from ...calls.arguments import Array, Problem, Rows
-from ..numpy.views import quietly
-from .memory import are_plain
+from ...calls.records import Array, Problem, Rows
+from ...libraries.namespaces import wrapped
+from ...libraries.quiet import quietly
+from .memory import PLAIN, are_plain
+
+_NUMPY = wrapped("numpy")
 
 
 def refuses(problem: Problem) -> list[str]:
-    if problem.container not in ("Tensor", "Parameter"):
-        return [f"a {problem.container} is not plain memory"]
+    if problem.device != "cpu" or problem.container not in PLAIN:
+        return [f"a {problem.array} is not plain memory"]
     if "bfloat16" in (problem.dtype, problem.result) and find_spec("ml_dtypes") is None:
         return ["ml_dtypes, NumPy's bfloat16, is not installed: pip install ml_dtypes"]
     return []
@@ -30,7 +32,7 @@ def _as_numpy(operation: str) -> Callable[..., Any]:
     def run_as_numpy(p: Problem, *arrays: Any, xp: Any, run: Any) -> Any:
         if not are_plain("cpu", *arrays):
             return run(operation, p, *arrays, xp=xp, after="torch_cpu")
-        return _to_torch(run(operation, _of_numpy(p), *map(_to_numpy, arrays), xp=array_api_compat.numpy))
+        return _to_torch(run(operation, _of_numpy(p), *map(_to_numpy, arrays), xp=_NUMPY))
 
     return run_as_numpy
 
@@ -41,7 +43,7 @@ def _as_numpy_into(operation: str) -> Callable[..., Any]:
         if not are_plain("cpu", *arrays, out):
             return run(operation, p, *arrays, xp=xp, after="torch_cpu")
         into = _to_numpy(out)
-        result = run(operation, _of_numpy(p), *map(_to_numpy, arrays), xp=array_api_compat.numpy, out=into)
+        result = run(operation, _of_numpy(p), *map(_to_numpy, arrays), xp=_NUMPY, out=into)
         if into is None:
             return _to_torch(result)
         if isinstance(result, tuple):

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from ...calls.arguments import Array, Problem
+from ...calls.records import Array, LossCall, Problem
 from ...kernels.cuda import launch as cuda
 from ..cupy.operations import Library, Operations
 from ..cupy.weights import Weighings
-from .memory import are_plain, have_tangents
+from .memory import PLAIN, are_plain, have_tangents
 
 
 def refuses(problem: Problem) -> list[str]:
-    if problem.container not in ("cuda.Tensor", "cuda.Parameter"):
-        return [f"a {problem.container} is not plain memory of a CUDA device"]
+    if problem.device != "cuda" or problem.container not in PLAIN:
+        return [f"a {problem.array} is not plain memory of a CUDA device"]
     if find_spec("cupy") is None:
         return ['CuPy, which launches the kernels, is not installed: pip install "xsoftmax[cuda13x]"']
     return _launcher().refusals()
@@ -90,14 +90,14 @@ log_softmax_vjp = _with_memory("log_softmax_vjp")
 log_softmax_jvp = _with_memory("log_softmax_jvp")
 
 
-def weigh(p: Problem, given: Any, reduction: str) -> Any:
-    arrays = (given.targets, given.sample_weight, given.weight, given.where)
-    return _weighings.weigh(p, given, reduction) if _are_numbers(*arrays) else None
+def weigh(p: Problem, call: LossCall) -> Any:
+    arrays = (call.targets, call.sample_weight, call.weight, call.where)
+    return _weighings.weigh(p, call) if _are_numbers(*arrays) else None
 
 
-def reduce_rows(p: Problem, loss: Array, w: Any, dtype: str) -> Array | None:
+def reduce_rows(p: Problem, loss: Array, w: Any, reduction: str, dtype: str) -> Array | None:
     numbers = _are_numbers(loss, w.s, w.absent, w.divisor)
-    return _weighings.reduce_rows(p, loss, w, dtype) if numbers else None
+    return _weighings.reduce_rows(p, loss, w, reduction, dtype) if numbers else None
 
 
 def _are_numbers(*arrays: Array | None) -> bool:

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from ...calls.arguments import Array, Problem, Rows
+from ...calls.plan import Plan
+from ...calls.records import Array, LossCall, Problem, Rows
 from ...libraries.arrays import cast
 from ..array_api.linear import Linear, Results, rows_of
-from ..array_api.pieces import Plan, blocks
+from ..array_api.pieces import blocks
 from .memory import are_plain, have_tangents
 
 Arrays = tuple[Array | None, ...]
@@ -40,25 +41,26 @@ def linear_cross_entropy(
     xp: Any,
     run: Any,
 ) -> Results:
-    found = iter(_Swept.apply(_Call(p, plan, xp, run), x, factor, bias, targets, *rows))
+    found = iter(_Swept.apply(_Context(p, plan, xp, run), x, factor, bias, targets, *rows))
     loss = next(found) if "loss" in p.wants else None
     return loss, next(found, None), next(found, None), next(found, None)
 
 
-def together(given: Any, verb: Any, reduction: str, *options: Any, run: Any) -> Any:
+def together(call: LossCall, verb: Any, *options: Any, run: Any) -> Any:
     """A verb behind its checks; its loss has the gradients with it, where these are going to be asked for.
 
     Autocast would round the logits to half precision.
     """
 
     def of(x: Array, factor: Array, bias: Array | None, *wants: str) -> Any:
-        p = replace(given.problem, wants=wants)
-        return verb(given._replace(problem=p, x=x, linear=(factor, bias)), reduction, *options, run=run)
+        p = replace(call.problem, wants=wants)
+        return verb(call._replace(problem=p, x=x, linear=(factor, bias)), *options, run=run)
 
-    ruled = (given.x, *given.linear)
-    with _without_autocast(given.x.device.type):
-        if not _is_graded(given, ruled, reduction):
-            return of(*ruled, *given.problem.wants)
+    factor, bias = call.linear or (None, None)
+    ruled = (call.x, factor, bias)
+    with _without_autocast(call.x.device.type):
+        if not _is_graded(call, ruled):
+            return of(*ruled, *call.problem.wants)
         with torch.no_grad():
             found = of(*ruled, "loss", "grad")
     return type(found)(_Graded.apply(of, found, *ruled), None, None, None)
@@ -68,18 +70,18 @@ def _without_autocast(device: str) -> Any:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-def _is_graded(given: Any, ruled: Arrays, reduction: str) -> bool:
+def _is_graded(call: LossCall, ruled: Arrays) -> bool:
     """Whether plain tensors ask for the gradient of a mean or sum, and nothing else asks for a derivative."""
-    p = given.problem
-    if p.wants != ("loss",) or reduction == "none" or p.container == "compiled" or not torch.is_grad_enabled():
+    p = call.problem
+    if p.wants != ("loss",) or call.reduction == "none" or p.container == "compiled" or not torch.is_grad_enabled():
         return False
     if p.dtype == "float16":  # a cotangent such as 2¹⁶ keeps gradients from underflow only where they are not there yet
         return False
-    others = (given.targets, given.where, given.weight, given.sample_weight)
+    others = (call.targets, call.where, call.weight, call.sample_weight)
     if not any(map(_asks, ruled)) or any(map(_asks, others)):
         return False
     with torch.no_grad():
-        return are_plain(given.x.device.type, *ruled, *others) and not have_tangents(*ruled, *others)
+        return are_plain(call.x.device.type, *ruled, *others) and not have_tangents(*ruled, *others)
 
 
 def _asks(a: Array | None) -> bool:
@@ -106,7 +108,7 @@ class _Graded(torch.autograd.Function):
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class _Context:
     p: Problem
     plan: Plan
     xp: Any
@@ -167,14 +169,14 @@ class _Call:
 
 class _Swept(torch.autograd.Function):
     @staticmethod
-    def forward(call: _Call, x: Array, factor: Array, bias: Array | None, targets: Array, *rows: Any) -> Any:
-        given = (x, factor, bias, targets, Rows(*rows), call.plan)
-        results = call.run("linear_cross_entropy", call.p, *given, xp=call.xp, after="torch_native")
+    def forward(context: _Context, x: Array, factor: Array, bias: Array | None, targets: Array, *rows: Any) -> Any:
+        given = (x, factor, bias, targets, Rows(*rows), context.plan)
+        results = context.run("linear_cross_entropy", context.p, *given, xp=context.xp, after="torch_native")
         return tuple(r for r in results if r is not None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.call, *kept = inputs
+        ctx.context, *kept = inputs
         ctx.constants = [None if isinstance(a, torch.Tensor) else a for a in kept]
         tensors = [a if isinstance(a, torch.Tensor) else None for a in kept]
         ctx.save_for_backward(*tensors)
@@ -183,15 +185,15 @@ class _Swept(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Array | None) -> Any:
-        call, arrays, needs = ctx.call, _kept(ctx), ctx.needs_input_grad[1:]
-        _refuse(call.p, needs)
+        context, arrays, needs = ctx.context, _kept(ctx), ctx.needs_input_grad[1:]
+        _refuse(context.p, needs)
         rest = list(cotangents)
-        u = rest.pop(0) if "loss" in call.p.wants else None
+        u = rest.pop(0) if "loss" in context.p.wants else None
         back: list[Any] = [None] * len(arrays)
         if u is not None:
-            _, *back[:_RULED] = call.gradients(arrays, u)
+            _, *back[:_RULED] = context.gradients(arrays, u)
         if any(a is not None for a in rest):
-            rowwise, second = call.along(arrays, (*rest, *[None] * (_RULED - len(rest))))
+            rowwise, second = context.along(arrays, (*rest, *[None] * (_RULED - len(rest))))
             for i, value in enumerate(second):
                 if arrays[i] is not None:
                     value = value.to(arrays[i].dtype)
@@ -202,21 +204,23 @@ class _Swept(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Array | None) -> Any:
-        call = ctx.call
-        _refuse(call.p, [a is not None for a in tangents])
+        context = ctx.context
+        _refuse(context.p, [a is not None for a in tangents])
         arrays = [forward_ad.unpack_dual(a).primal if isinstance(a, torch.Tensor) else a for a in _kept(ctx)]
         with forward_ad._set_fwd_grad_enabled(True):
-            rowwise, second = call.along(arrays, tangents[:_RULED], tangents[_SCALE])
-        changes = [rowwise] if "loss" in call.p.wants else []
-        if "grad" in call.p.wants:
+            rowwise, second = context.along(arrays, tangents[:_RULED], tangents[_SCALE])
+        changes = [rowwise] if "loss" in context.p.wants else []
+        if "grad" in context.p.wants:
             changes += [d.to(a.dtype) for d, a in zip(second, arrays, strict=False) if a is not None]
         return tuple(changes)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], call: _Call, *arrays: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], context: _Context, *arrays: Any) -> Any:
         """One after the other: each has logits of its own."""
         each = [
-            _Swept.apply(call, *(a if d is None else a.select(d, i) for a, d in zip(arrays, in_dims[1:], strict=True)))
+            _Swept.apply(
+                context, *(a if d is None else a.select(d, i) for a, d in zip(arrays, in_dims[1:], strict=True))
+            )
             for i in range(info.batch_size)
         ]
         stacked = tuple(map(torch.stack, zip(*each, strict=True)))

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from ...calls.arguments import Rows
+from ...calls.records import Rows
+
+PLAIN = ("Tensor", "Parameter")
 
 
 def are_plain(device: str, *values: Any) -> bool:

@@ -17,7 +17,7 @@ from torch._guards import TracingContext
 from torch.autograd import forward_ad
 
 from ... import formulas
-from ...calls.arguments import Array, Problem, Rows
+from ...calls.records import Array, ArrayCall, LossCall, Problem, Rows
 from ...libraries.arrays import cast, dtype_name, is_lazy
 from . import linear
 
@@ -30,7 +30,7 @@ def refuses(problem: Problem) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class _Context:
     """What a rule computes with; `needs` tells which arrays ask for a cotangent, `run` remembers the choice."""
 
     p: Problem
@@ -59,8 +59,8 @@ class _Rule:
     """
 
     operation: str
-    vjp: Callable[[_Call, list[Any], Arrays], Arrays]
-    jvp: Callable[[_Call, list[Any], Arrays], Any]
+    vjp: Callable[[_Context, list[Any], Arrays], Arrays]
+    jvp: Callable[[_Context, list[Any], Arrays], Any]
     keeps_result: Callable[[Problem], bool] = lambda p: False
     constant_results: tuple[int, ...] = ()
     arguments: Callable[..., tuple[Any, ...]] = lambda *arrays: arrays
@@ -68,12 +68,12 @@ class _Rule:
     def __call__(self, p: Problem, *arrays: Any, xp: Any, run: Any, out: Array | None = None) -> Any:
         if out is not None:  # given only while no gradients are recorded
             return run(self.operation, p, *self.arguments(*arrays), xp=xp, after="torch_native", out=out)
-        return _Ruled.apply(self, _Call(p, xp, run), *arrays)
+        return _Ruled.apply(self, _Context(p, xp, run), *arrays)
 
 
 class _Ruled(torch.autograd.Function):
     @staticmethod
-    def forward(rule: _Rule, call: _Call, *arrays: Any) -> Any:
+    def forward(rule: _Rule, call: _Context, *arrays: Any) -> Any:
         results = call.run(rule.operation, call.p, *rule.arguments(*arrays), xp=call.xp, after="torch_native")
         return tuple(r for r in results if r is not None) if isinstance(results, tuple) else results
 
@@ -102,7 +102,7 @@ class _Ruled(torch.autograd.Function):
             return ctx.rule.jvp(ctx.call, kept, tangents[2:])
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], rule: _Rule, call: _Call, *arrays: Any) -> tuple[Any, int]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], rule: _Rule, call: _Context, *arrays: Any) -> tuple[Any, int]:
         """The batch goes in front: class axes are negative, and shapes broadcast from behind."""
         ndim = arrays[0].ndim - (in_dims[2] is not None)
         batched = []
@@ -155,7 +155,7 @@ def _total(*parts: Array | None) -> Array | None:
 def _product_rule(operation: str, transposed: Callable[[], _Rule], back: Any, forth: Any) -> _Rule:
     """`back` and `forth`: the derivative with respect to the first array, times a cotangent and times a tangent."""
 
-    def vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
+    def vjp(c: _Context, kept: list[Any], cotangents: Arrays) -> Arrays:
         (a, v, where), (u,) = kept, cotangents
         if u is None:
             return None, None, None
@@ -163,7 +163,7 @@ def _product_rule(operation: str, transposed: Callable[[], _Rule], back: Any, fo
         da = _masked(back(c, *(c.wide(x, where) for x in (a, v, u))), where).to(a.dtype) if c.needs[0] else None
         return da, c(transposed(), a, u, where) if c.needs[1] else None, None
 
-    def jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Array | None:
+    def jvp(c: _Context, kept: list[Any], tangents: Arrays) -> Array | None:
         (a, v, where), (da, dv, _) = kept, tangents
         return _total(
             None if da is None else c.narrow(forth(c, *(c.wide(x, where) for x in (a, v, da))), where),
@@ -207,12 +207,12 @@ def _is_plain(p: Problem) -> bool:
     return isinstance(p.temperature, float) and p.temperature == 1.0
 
 
-def _probabilities(c: _Call, x: Array, where: Array | None) -> Array:
+def _probabilities(c: _Context, x: Array, where: Array | None) -> Array:
     """softmax(x), in the compute dtype"""
     return c(softmax, c.wide(x, where), where, dtype=c.p.compute, result=c.p.compute)
 
 
-def _gradient_of_softmax_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
+def _gradient_of_softmax_vjp(c: _Context, kept: list[Any], cotangents: Arrays) -> Arrays:
     """Of y (v − Σ y v) / T: the same product of u, and of its derivative by y."""
     (x, v, where), (u,) = kept, cotangents
     if u is None:
@@ -226,7 +226,7 @@ def _gradient_of_softmax_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> A
     return dx, c(softmax_gradient, x, u, where, result=dtype_name(v)) if c.needs[1] else None, None
 
 
-def _gradient_of_softmax_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Array | None:
+def _gradient_of_softmax_jvp(c: _Context, kept: list[Any], tangents: Arrays) -> Array | None:
     (x, v, where), (dx, dv, _) = kept, tangents
     by_x = None
     if dx is not None:
@@ -236,14 +236,14 @@ def _gradient_of_softmax_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Arr
     return _total(by_x, None if dv is None else c(softmax_gradient, x, dv, where))
 
 
-def _over(c: _Call, a: Array) -> Array:
+def _over(c: _Context, a: Array) -> Array:
     return formulas.over(a, c.p.temperature, xp=c.xp)
 
 
 softmax_gradient: _Rule = _Rule("softmax_gradient", _gradient_of_softmax_vjp, _gradient_of_softmax_jvp)
 
 
-def _softmax_product(c: _Call, a: Array, v: Array, where: Array | None) -> Array:
+def _softmax_product(c: _Context, a: Array, v: Array, where: Array | None) -> Array:
     """`a` is y, or x where y is rounded."""
     if not _is_exact(c.p):
         return c(softmax_gradient, a, v, where)
@@ -252,17 +252,17 @@ def _softmax_product(c: _Call, a: Array, v: Array, where: Array | None) -> Array
     return c.narrow(_over(c, c(softmax_product, a, v, where, temperature=1.0, result=c.p.compute)))
 
 
-def _softmax_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
+def _softmax_vjp(c: _Context, kept: list[Any], cotangents: Arrays) -> Arrays:
     (a, where), (u,) = kept, cotangents
     return None if u is None else _softmax_product(c, _settled(c.p, a, u, where), u, where), None
 
 
-def _softmax_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Array | None:
+def _softmax_jvp(c: _Context, kept: list[Any], tangents: Arrays) -> Array | None:
     (a, where), (dx, _) = kept, tangents
     return None if dx is None else _softmax_product(c, a, dx, where)
 
 
-def _log_softmax_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
+def _log_softmax_vjp(c: _Context, kept: list[Any], cotangents: Arrays) -> Arrays:
     """u − y Σ u, minus the gradient of Σ u (logsumexp(x) − x)"""
     (x, where), (u,) = kept, cotangents
     if u is None:
@@ -271,7 +271,7 @@ def _log_softmax_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
     return c(cross_entropy, _settled(c.p, x, u, where), u, Rows(where, scale=-1.0), **of_loss)[1], None
 
 
-def _log_softmax_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Array | None:
+def _log_softmax_jvp(c: _Context, kept: list[Any], tangents: Arrays) -> Array | None:
     (x, where), (dx, _) = kept, tangents
     if dx is None:
         return None
@@ -283,19 +283,19 @@ softmax: _Rule = _Rule("softmax", _softmax_vjp, _softmax_jvp, keeps_result=_is_e
 log_softmax = _Rule("log_softmax", _log_softmax_vjp, _log_softmax_jvp)
 
 
-def _logsumexp_gradient(c: _Call, x: Array, where: Array | None) -> Array:
+def _logsumexp_gradient(c: _Context, x: Array, where: Array | None) -> Array:
     def softmax_of(x: Array, _: Any, *, xp: Any) -> Array:
         return c(softmax, x, where, dtype=c.p.compute, result=c.p.compute)
 
     return formulas.logsumexp_gradient(c.wide(x, where), c.p.axes, softmax=softmax_of, xp=c.xp)
 
 
-def _logsumexp_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
+def _logsumexp_vjp(c: _Context, kept: list[Any], cotangents: Arrays) -> Arrays:
     (x, where), (u,) = kept, cotangents
     return None if u is None else c.narrow(c.wide(u) * _logsumexp_gradient(c, _settled(c.p, x, u, where), where)), None
 
 
-def _logsumexp_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Array | None:
+def _logsumexp_jvp(c: _Context, kept: list[Any], tangents: Arrays) -> Array | None:
     (x, where), (dx, _) = kept, tangents
     return None if dx is None else c.narrow(c.sum(_logsumexp_gradient(c, x, where) * c.wide(dx, where)))
 
@@ -303,7 +303,9 @@ def _logsumexp_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Array | None:
 logsumexp = _Rule("logsumexp", _logsumexp_vjp, _logsumexp_jvp)
 
 
-def _signed_gradient(c: _Call, x: Array, b: Array, where: Array | None, u: Array | None = None) -> tuple[Array, Array]:
+def _signed_gradient(
+    c: _Context, x: Array, b: Array, where: Array | None, u: Array | None = None
+) -> tuple[Array, Array]:
     """∂ log |Σ b exp(x)| / ∂x_i = b_i r_i and / ∂b_i = r_i, r_i = exp(x_i) / Σ b exp(x). A class at −∞ has none."""
     value, sign = c(signed_logsumexp, x, b, where, result=c.p.compute)
     if u is not None:
@@ -314,7 +316,7 @@ def _signed_gradient(c: _Call, x: Array, b: Array, where: Array | None, u: Array
     return b * r, r
 
 
-def _signed_logsumexp_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
+def _signed_logsumexp_vjp(c: _Context, kept: list[Any], cotangents: Arrays) -> Arrays:
     (x, b, where), (u, _) = kept, cotangents
     if u is None:
         return None, None, None
@@ -322,7 +324,7 @@ def _signed_logsumexp_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arra
     return c.narrow(c.wide(u) * dx), c.narrow(c.wide(u) * db), None
 
 
-def _signed_logsumexp_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> tuple[Array | None, None]:
+def _signed_logsumexp_jvp(c: _Context, kept: list[Any], tangents: Arrays) -> tuple[Array | None, None]:
     (x, b, where), (dx, db, _) = kept, tangents
     parts = zip(_signed_gradient(c, x, b, where), (dx, db), strict=True)
     value = _total(*(None if v is None else c.sum(factor * c.wide(v, where)) for factor, v in parts))
@@ -349,7 +351,7 @@ def cross_entropy(
 class _Row:
     """What the rules are made of, in the compute dtype where no other is asked for."""
 
-    c: _Call
+    c: _Context
     x: Array
     targets: Array
     rows: Rows
@@ -427,20 +429,20 @@ class _Row:
         )
 
 
-def _settled_row(c: _Call, kept: list[Any], u: Array) -> _Row:
+def _settled_row(c: _Context, kept: list[Any], u: Array) -> _Row:
     x, targets, *rows = kept
     if not c.p.labels:
         targets = _settled(c.p, targets, u, rows[0])
     return _Row(c, _settled(c.p, x, u, rows[0]), targets, Rows(*rows))
 
 
-def _cross_entropy_vjp(c: _Call, kept: list[Any], cotangents: Arrays) -> Arrays:
+def _cross_entropy_vjp(c: _Context, kept: list[Any], cotangents: Arrays) -> Arrays:
     given = dict(zip(c.p.wants, cotangents, strict=True))
     parts = [back(c, kept, u) for key, back in _BACK.items() if (u := given.get(key)) is not None]
     return tuple(map(_total, *parts, [None] * len(kept)))
 
 
-def _loss_back(c: _Call, kept: list[Any], u: Array) -> Arrays:
+def _loss_back(c: _Context, kept: list[Any], u: Array) -> Arrays:
     """of Σ u L"""
     row = _settled_row(c, kept, u)
     dx = row.gradient(u, c.p.dtype) if c.needs[0] else None
@@ -453,7 +455,7 @@ def _loss_back(c: _Call, kept: list[Any], u: Array) -> Arrays:
     return dx, dtargets, None, dweight, None, dzeta
 
 
-def _gradient_back(c: _Call, kept: list[Any], u: Array) -> Arrays:
+def _gradient_back(c: _Context, kept: list[Any], u: Array) -> Arrays:
     """of Σ u_i scale z′_i (T y_i − t_i + 2 ζ logsumexp y_i)"""
     scale = kept[4]
     u = c.wide(u, kept[2])
@@ -474,7 +476,7 @@ def _gradient_back(c: _Call, kept: list[Any], u: Array) -> Arrays:
 _BACK = {"loss": _loss_back, "grad": _gradient_back}
 
 
-def _cross_entropy_jvp(c: _Call, kept: list[Any], tangents: Arrays) -> Arrays:
+def _cross_entropy_jvp(c: _Context, kept: list[Any], tangents: Arrays) -> Arrays:
     x, targets, *rows = kept
     row = _Row(c, x, targets, Rows(*rows))
     return tuple(_FORTH[key](row, tangents) for key in c.p.wants)
@@ -522,10 +524,10 @@ _CROSS_ENTROPY = _Rule(
 linear_cross_entropy = linear.linear_cross_entropy
 
 
-def together(p: Problem, given: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
-    if getattr(given, "linear", None) is None:
-        return verb(given, *options, run=run)
-    return linear.together(given, verb, *options, run=run)
+def together(p: Problem, call: ArrayCall | LossCall, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
+    if isinstance(call, ArrayCall) or call.linear is None:
+        return verb(call, *options, run=run)
+    return linear.together(call, verb, *options, run=run)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def _expanded(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Template:
     """What the kernels are instantiated for: `options` as in view.cuh, `targets` a dtype."""
 
     arithmetic: str
@@ -65,7 +65,7 @@ class Problem:
         t = ELEMENTS[self.dtype]
         u = t if self.targets is None else ELEMENTS[self.targets]
         options = str(self.options).lower()
-        return f"xsoftmax::Problem<xsoftmax::{self.arithmetic}, {t}, {u}, xsoftmax::{self.verb}, {options}>"
+        return f"xsoftmax::Template<xsoftmax::{self.arithmetic}, {t}, {u}, xsoftmax::{self.verb}, {options}>"
 
     @property
     def real_bytes(self) -> int:
@@ -111,7 +111,7 @@ class Launch(NamedTuple):
     piece_bytes: int = 0
 
 
-def launch(problem: Problem, rows: int, classes: int, device: Device, *, memory: Memory, writes: bool) -> Launch:
+def launch(problem: Template, rows: int, classes: int, device: Device, *, memory: Memory, writes: bool) -> Launch:
     """How a problem is launched; `writes`: there is a result for each class.
 
     `memory` tells how the arrays that have classes lie (x, y, targets of a loss, vector of a product):
@@ -143,7 +143,7 @@ def launch(problem: Problem, rows: int, classes: int, device: Device, *, memory:
     return _resident(problem, room, n) or _shared(problem, room, n, device) or _swept(problem, _BLOCK, n)
 
 
-def _tiled(problem: Problem, classes: int) -> Launch:
+def _tiled(problem: Template, classes: int) -> Launch:
     lanes = _power_of_two(-(-classes // _kept(problem)))
     chunks = _power_of_two(-(-classes // lanes))
     rows = _LANES_THREADS // lanes * (_RESIDENT // chunks)
@@ -156,26 +156,26 @@ def _tiled(problem: Problem, classes: int) -> Launch:
     )
 
 
-def _across(problem: Problem, classes: int, writes: bool) -> Launch:
+def _across(problem: Template, classes: int, writes: bool) -> Launch:
     fitting = [chunks for chunks in _COLUMN_CHUNKS if classes <= chunks * _COLUMN_THREADS]
     if writes and fitting:
         return _columns("resident", problem, fitting[0])
     return _columns("swept", problem)
 
 
-def _product_across(problem: Problem, classes: int) -> Launch:
+def _product_across(problem: Template, classes: int) -> Launch:
     chunks = _power_of_two(-(-classes // _COLUMN_THREADS))
     if chunks > _RESIDENT // 2:
         return _columns("product_swept", problem)
     return _columns("product_resident", problem, chunks)
 
 
-def _columns(kernel: str, problem: Problem, *chunks: int) -> Launch:
+def _columns(kernel: str, problem: Template, *chunks: int) -> Launch:
     name = _name(kernel, problem, f"xsoftmax::Columns<{_COLUMN_THREADS}>", 1, *chunks)
     return Launch((name,), _WARP * _COLUMN_THREADS, rows_per_block=_WARP)
 
 
-def _product(problem: Problem, classes: int, n: int) -> Launch:
+def _product(problem: Template, classes: int, n: int) -> Launch:
     lanes = _power_of_two(-(-classes // _kept(problem)))
     team, threads, together = _team(min(lanes, _RESIDENT_THREADS))
     chunks = _power_of_two(-(-classes // (lanes * n)))
@@ -184,7 +184,7 @@ def _product(problem: Problem, classes: int, n: int) -> Launch:
     return Launch((_name("product_resident", problem, team, n, chunks),), threads, rows_per_block=together)
 
 
-def _sliced(problem: Problem, rows: int, row_bytes: int, n: int, device: Device) -> Launch:
+def _sliced(problem: Template, rows: int, row_bytes: int, n: int, device: Device) -> Launch:
     slices = max(1, min(4 * device.multiprocessors // rows, row_bytes // _SLICE_BYTES))
     kernels = (_name("piece", problem, _BLOCK, n), _name("joined", problem, _BLOCK, n))
     return Launch(
@@ -192,12 +192,12 @@ def _sliced(problem: Problem, rows: int, row_bytes: int, n: int, device: Device)
     )
 
 
-def _swept(problem: Problem, lanes: int, n: int) -> Launch:
+def _swept(problem: Template, lanes: int, n: int) -> Launch:
     team, threads, together = _team(lanes)
     return Launch((_name("swept", problem, team, n),), threads, rows_per_block=together)
 
 
-def _resident(problem: Problem, classes: int, n: int) -> Launch | None:
+def _resident(problem: Template, classes: int, n: int) -> Launch | None:
     lanes = _power_of_two(-(-classes // _kept(problem)))
     if lanes > _RESIDENT_THREADS:
         return None
@@ -208,7 +208,7 @@ def _resident(problem: Problem, classes: int, n: int) -> Launch | None:
     return Launch((_name("resident", problem, team, n, chunks),), threads, rows_per_block=together)
 
 
-def _shared(problem: Problem, classes: int, n: int, device: Device) -> Launch | None:
+def _shared(problem: Template, classes: int, n: int, device: Device) -> Launch | None:
     vectors = -(-classes // n)
     for blocks in (1, *(_CLUSTERS if device.clusters else ())):
         each = -(-vectors // (blocks * _SHARED_THREADS)) * _SHARED_THREADS * n * ITEM_BYTES[problem.dtype]
@@ -220,7 +220,7 @@ def _shared(problem: Problem, classes: int, n: int, device: Device) -> Launch | 
     return None
 
 
-def _kept(problem: Problem) -> int:
+def _kept(problem: Template) -> int:
     """Elements of a row that a thread keeps: products keep two arrays, and options need registers of their own."""
     return _RESIDENT // 2 if problem.options or problem.verb in PRODUCTS else _RESIDENT
 
@@ -232,7 +232,7 @@ def _team(lanes: int) -> tuple[str, int, int]:
     return f"xsoftmax::Block<{lanes}>", lanes, 1
 
 
-def _name(kernel: str, problem: Problem, *parameters: str | int) -> str:
+def _name(kernel: str, problem: Template, *parameters: str | int) -> str:
     return f"xsoftmax::{kernel}<{', '.join(map(str, (problem.name, *parameters)))}>"
 
 
