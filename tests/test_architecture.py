@@ -181,6 +181,7 @@ ALONE = (
     "weights",
     "implementations/array_api",
     "libraries/sums",
+    "libraries/pairs",
     "libraries/arrays",
     "libraries/facts",
     "libraries/namespaces",

@@ -8,6 +8,7 @@ from support import skip_inexact
 
 import xsoftmax as xs
 from xsoftmax.verify.compare import Arithmetic, judge
+from xsoftmax.verify.formats import FORMATS, MP
 from xsoftmax.verify.inputs import numpy_dtype
 from xsoftmax.verify.oracle import expected
 
@@ -71,3 +72,25 @@ def test_a_sum_near_minus_one_in_large_rows_with_large_factors(xb):
     x, b = of_dtype(xb, "float32", np.where(np.arange(1000) == 7, 0, -40), np.where(np.arange(1000) == 7, -1, 1))
     assert failures(xb, x, b) == []
     assert failures(xb, x, np.where(b < 0, b, 1e30).astype(b.dtype)) == []
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("shift", [0, 100, -700, 10_000])
+def test_derivatives_keep_their_digits_where_the_logsumexp_is_large(shift):
+    """∂/∂x_i = b_i r_i and ∂/∂b_i = r_i, r_i = exp(x_i) / Σ b exp(x), within 6 ulp times Σ |b| exp(x) / |Σ b exp(x)|"""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x, b = rng.normal(size=(20, 7)) + shift, rng.normal(size=(20, 7))
+    b[:, 3] = 0
+    given = torch.tensor(x, requires_grad=True), torch.tensor(b, requires_grad=True)
+    value, _ = xs.logsumexp(given[0], b=given[1], return_sign=True)
+    by_x, by_b = (a.numpy() for a in torch.autograd.grad(value.sum(), given))
+    ulp = FORMATS["float64"].ulp
+    with MP.workprec(200):
+        for i, (row, factors) in enumerate(zip(x.tolist(), b.tolist(), strict=True)):
+            w, factors = [MP.exp(MP.mpf(a)) for a in row], [MP.mpf(a) for a in factors]
+            terms = [a * c for a, c in zip(w, factors, strict=True)]
+            total, size = MP.fsum(terms), MP.fsum(map(abs, terms))
+            for j, (a, c) in enumerate(zip(w, factors, strict=True)):
+                for found, exact in ((by_b[i, j], a / total), (by_x[i, j], c * a / total)):
+                    assert abs(MP.mpf(found) - exact) <= 6 * ulp(abs(exact) * size / abs(total))

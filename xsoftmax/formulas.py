@@ -12,6 +12,7 @@ import math
 from typing import Any, NamedTuple
 
 from .libraries.arrays import class_indices, constant, device_of, dtype_name, looked_up, with_axis
+from .libraries.pairs import Pair, divided, plus, times
 from .libraries.sums import apart, count, maximum, total
 
 Array = Any
@@ -416,9 +417,8 @@ def sum_of_targets(
     like: Array,
     axes: Axes,
     xp: Any,
-) -> tuple[Array, Array | float]:
+) -> Pair:
     """T = (1 − ε) Σ weight · target + ε Σ weight / K, in two parts; weights of labels are looked up, without t"""
-    sum_t: tuple[Array, Array | float]
     axis = axes[0]
     if labels and (weight is None or weight.shape[axis] == math.prod(weight.shape)):
         label = with_axis(given, axis)
@@ -426,21 +426,24 @@ def sum_of_targets(
         of_label = xp.ones_like(label, dtype=like.dtype)
         if weight is not None:
             of_label = looked_up(xp.reshape(weight, (-1,)), xp.where(is_class, label, xp.zeros_like(label)), xp)
-        sum_t = xp.where(is_class, of_label, xp.full_like(of_label, math.nan)), 0.0
+        sum_t = Pair(xp.where(is_class, of_label, xp.full_like(of_label, math.nan)))
     else:
         t = targets(given, where, weight, labels=labels, label_smoothing=0.0, like=like, axis=axis, xp=xp)
-        sum_t = apart(t, axes, xp=xp)
+        sum_t = Pair(*apart(t, axes, xp=xp))
     if not label_smoothing:
         return sum_t
-    own = (1.0 - label_smoothing) * (sum_t[0] + sum_t[1])
+    own, share = 1.0 - label_smoothing, Pair(as_array(label_smoothing, like, xp=xp))
+    sum_t = times(sum_t, Pair(as_array(own, like, xp=xp), (1.0 - own) - label_smoothing), xp=xp)
     if weight is None:
-        return own, label_smoothing
-    if where is None:
-        return own, label_smoothing / like.shape[axis] * sum(apart(weight, (axis,), xp=xp))
-    zeros = xp.zeros_like(like)
-    number = total(xp.where(where, zeros + 1.0, zeros), (axis,), xp=xp)
-    every = sum(apart(xp.where(where, weight, zeros), (axis,), xp=xp))
-    return own, label_smoothing * every / xp.maximum(number, xp.ones_like(number))
+        return plus(sum_t, share, xp=xp)
+    number = like.shape[axis]
+    if where is not None:
+        zeros = xp.zeros_like(like)
+        number = total(xp.where(where, zeros + 1.0, zeros), (axis,), xp=xp)
+        number = xp.maximum(number, xp.ones_like(number))
+        weight = xp.where(where, weight, zeros)
+    every = times(Pair(*apart(weight, (axis,), halvings=0, xp=xp)), share, xp=xp)
+    return plus(sum_t, divided(every, as_array(number, like, xp=xp), xp=xp), xp=xp)
 
 
 def times_weight(t: Array, weight: Array, *, xp: Any) -> Array:
@@ -512,39 +515,54 @@ class Curvature(NamedTuple):
 
     y: Array
     r: Array | float
-    sum_t: tuple[Array, Array | float]  # T in two parts
+    sum_t: Pair  # T
     zeta: Array | float
     lse: Array  # None where ζ = 0
+    scale: Array | float | None
 
-    def factor(self) -> Array:
-        """(T + 2 ζ logsumexp) (1 − r), rounded once"""
-        high, low = self.sum_t
+    def factors(self, *, xp: Any) -> tuple[Array, Array, Array | None]:
+        """scale (T + 2 ζ logsumexp) (1 − r), rounded once; 2 ζ scale (1 − r); the scale that is left for the end.
+
+        That is all of it in rows where the first would be huge, tiny or 0: what it multiplies may be the opposite.
+        """
+        own, pull = self.sum_t, 2.0 * self.zeta
         if not _is(self.zeta, 0.0):
-            low = low + 2.0 * self.zeta * self.lse
-        return high + (low if _is(self.r, 0.0) else low - self.r * (high + low))
+            own = plus(own, times(Pair(self.lse), Pair(as_array(pull, self.lse, xp=xp)), xp=xp), xp=xp)
+        one = as_array(1.0, self.y, xp=xp)
+        scale = one if self.scale is None else one * self.scale
+        scaled = times(own, Pair(scale, -self.r * scale), xp=xp).value()
+        kept = 1.0 - self.r
+        if self.scale is None or isinstance(self.scale, float):
+            return scaled, pull * scale * kept, None
+        least = _LEAST[dtype_name(scaled)] * 2.0**64
+        fits = (xp.abs(scaled) > least) & (xp.abs(scaled) < 1.0 / least)
+        now, later = xp.where(fits, scale, one), xp.where(fits, one, scale)
+        return xp.where(fits, scaled, own.value() * kept), pull * now * kept, later
 
 
-def hessian_product(of: Curvature, v: Array, axes: Axes, *, xp: Any) -> Array:
-    """Σ_j ∂²L/∂x_i∂x_j v_j = (T + 2 ζ logsumexp) y_i (v_i − Σ y v) + 2 ζ y_i Σ y v
+def hessian_product(of: Curvature, v: Array, axes: Axes, *, xp: Any) -> tuple[Array, Array | None]:
+    """Σ_j ∂²L/∂x_i∂x_j v_j = (T + 2 ζ logsumexp) y_i (v_i − Σ y v) + 2 ζ y_i Σ y v, and the scale that is left.
 
     v is relative to that of the class with most of y, p, as in `centred`; v − p may be rounded by more than v and p.
     """
     y, zeros = of.y, xp.zeros_like(v)
+    factor, pull, later = of.factors(xp=xp)
     top = y > _MOST
     p = total(xp.where(top, v, zeros), axes, xp=xp)
     rest = total(y * xp.where(top, zeros, v - p), axes, xp=xp)
     rest = rest - of.r * rest
-    product = of.factor() * (y * xp.where(top, -rest, v - (p + rest)))
-    return product if _is(of.zeta, 0.0) else product + 2.0 * of.zeta * (1.0 - of.r) * (p + rest) * y
+    product = factor * (y * xp.where(top, -rest, v - (p + rest)))
+    return (product if _is(of.zeta, 0.0) else product + pull * (p + rest) * y), later
 
 
-def hessian_diag(of: Curvature, axes: Axes, *, xp: Any) -> Array:
-    """∂²L/∂x_i² = (T + 2 ζ logsumexp) y_i (1 − y_i) + 2 ζ y_i²"""
+def hessian_diag(of: Curvature, axes: Axes, *, xp: Any) -> tuple[Array, Array | None]:
+    """∂²L/∂x_i² = (T + 2 ζ logsumexp) y_i (1 − y_i) + 2 ζ y_i², and the scale that is left."""
+    factor, pull, later = of.factors(xp=xp)
     top = of.y > _MOST
     others = total(xp.where(top, xp.zeros_like(of.y), of.y), axes, xp=xp)
     y = of.y if _is(of.r, 0.0) else of.y * (1.0 - of.r)
-    diag = of.factor() * (of.y * xp.where(top, others - of.r * others, 1.0 - y))
-    return diag if _is(of.zeta, 0.0) else diag + 2.0 * of.zeta * y * y
+    diag = factor * (of.y * xp.where(top, others - of.r * others, 1.0 - y))
+    return (diag if _is(of.zeta, 0.0) else diag + pull * of.y * y), later
 
 
 def _is(option: Array | float, number: float) -> bool:

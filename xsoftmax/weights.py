@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from .calls.records import Array, LossCall, Rows
 from .formulas import times_weight
 from .libraries.arrays import looked_up, loss_dtype, rounded, with_axis
-from .libraries.sums import total
+from .libraries.sums import apart, total
 
 
 class Marks(NamedTuple):
@@ -64,11 +64,11 @@ def counted(call: LossCall, absent: Array | None, bad: Array | None) -> Array | 
 
 def totals(call: LossCall, label: Array | None, counts: Array | None) -> tuple[Array | int, Array | int]:
     """Σ s_i, and what the mean divides by: of labels Σ s_i weight[label_i], of probabilities the same Σ s_i."""
-    unweighted = _number_of_rows(call) if counts is None else sum_of_rows(counts, call.xp)
+    unweighted = _number_of_rows(call) if counts is None else _divisor(counts, call.xp)
     if label is None or call.weight is None:
         return unweighted, unweighted
     weights = _label_weight(call, label)
-    return unweighted, sum_of_rows(weights if counts is None else times_weight(counts, weights, xp=call.xp), call.xp)
+    return unweighted, _divisor(weights if counts is None else times_weight(counts, weights, xp=call.xp), call.xp)
 
 
 def row_weights(call: LossCall, marks: Marks) -> RowWeights:
@@ -121,6 +121,11 @@ def _reduced(call: LossCall, loss: Array, w: RowWeights) -> Array:
         return xp.squeeze(loss, axis=call.problem.axes[0])
     loss = sum_of_rows(loss, xp)
     return loss if w.divisor is None else mean_of(loss, w.divisor, xp)
+
+
+def _divisor(x: Array, xp: Any) -> Array:
+    """Σ x over all axes; every gradient of the mean has a share in its rounding"""
+    return xp.reshape(sum(apart(x, tuple(range(-1, -x.ndim - 1, -1)), halvings=0, xp=xp)), ())
 
 
 def sum_of_rows(x: Array, xp: Any) -> Array:

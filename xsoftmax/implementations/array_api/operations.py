@@ -13,6 +13,7 @@ from ...calls.records import Array, Problem, Rows
 from ...formulas import Axes, State
 from ...libraries import facts
 from ...libraries.arrays import cast, rounded
+from ...libraries.pairs import Pair
 from . import linear
 
 
@@ -202,22 +203,24 @@ def cross_entropy_hvp(p: Problem, x: Array, targets: Array, rows: Rows, v: Array
     x, z, of, in_units = _second_order(p, x, targets, rows, xp, run)
     slope, curvature = formulas.capped_derivatives(x, p.softcap, xp=xp)
     v = masked(cast(v, p.compute, xp), rows.where, 0.0, xp)
-    product = formulas.hessian_product(of, v if slope is None else slope * v, p.axes, xp=xp)
+    product, later = formulas.hessian_product(of, v if slope is None else slope * v, p.axes, xp=xp)
     product = formulas.over(product if slope is None else slope * product, p.temperature, xp=xp)
     if curvature is not None:
+        later = in_units.scale
         product = product + _gradient(p, z, targets, rows, of, xp) * curvature * v
-    return scaled(p, formulas.over(product, p.temperature, xp=xp), in_units, xp)
+    return scaled(p, formulas.over(product, p.temperature, xp=xp), in_units._replace(scale=later), xp)
 
 
 def cross_entropy_hessian_diag(p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any) -> Array:
     """∂²L/∂x_i² = z′_i² ∂²L/∂z_i² + ∂L/∂z_i z″_i"""
     x, z, of, in_units = _second_order(p, x, targets, rows, xp, run)
     slope, curvature = formulas.capped_derivatives(x, p.softcap, xp=xp)
-    diag = formulas.hessian_diag(of, p.axes, xp=xp)
+    diag, later = formulas.hessian_diag(of, p.axes, xp=xp)
     diag = formulas.over(diag if slope is None else slope * slope * diag, p.temperature, xp=xp)
     if curvature is not None:
+        later = in_units.scale
         diag = diag + _gradient(p, z, targets, rows, of, xp) * curvature
-    return scaled(p, formulas.over(diag, p.temperature, xp=xp), in_units, xp)
+    return scaled(p, formulas.over(diag, p.temperature, xp=xp), in_units._replace(scale=later), xp)
 
 
 def _gradient(p: Problem, z: Array, targets: Array, rows: Rows, of: formulas.Curvature, xp: Any) -> Array:
@@ -317,7 +320,8 @@ def _second_order(
     if p.z_loss:  # −∞ · 0 would be nan
         lse = formulas.of_kept(run("logsumexp", inner, z, rows.where, xp=xp), rows.where, p.axes, xp=xp)
     in_units, high, low = _in_units(rows, lse, *sum_t, xp=xp)
-    return x, z, formulas.Curvature(y, r, (high, low), in_units.zeta, lse), in_units
+    scale = in_units.scale if p.softcap is None else None  # the gradient that a cap asks for is scaled at the end
+    return x, z, formulas.Curvature(y, r, Pair(high, low), in_units.zeta, lse, scale), in_units
 
 
 def scaled(p: Problem, grad: Array, rows: Rows, xp: Any) -> Array:

@@ -306,14 +306,23 @@ logsumexp = _Rule("logsumexp", _logsumexp_vjp, _logsumexp_jvp)
 def _signed_gradient(
     c: _Context, x: Array, b: Array, where: Array | None, u: Array | None = None
 ) -> tuple[Array, Array]:
-    """∂ log |Σ b exp(x)| / ∂x_i = b_i r_i and / ∂b_i = r_i, r_i = exp(x_i) / Σ b exp(x). A class at −∞ has none."""
-    value, sign = c(signed_logsumexp, x, b, where, result=c.p.compute)
+    """∂ log |Σ b exp(x)| / ∂x_i = b_i r_i and / ∂b_i = r_i, r_i = y_i / Σ b y. A class at −∞ has none.
+
+    y is relative to the classes with b ≠ 0, so that no rounding of a large logsumexp is one of an exponent.
+    """
     if u is not None:
-        x, value, sign = _settled(c.p, x, u, where), _settled(c.p, value, u), _settled(c.p, sign, u)
+        x, b = _settled(c.p, x, u, where), _settled(c.p, b, u, where)
     x, b = _masked(c.wide(x), where, -torch.inf), c.wide(b, where)
-    hidden = (x == -torch.inf) | ((b == 0.0) & ~torch.isfinite(x))
-    r = sign * torch.exp(torch.where(hidden, torch.full_like(x, -torch.inf), x - value))
-    return b * r, r
+    hidden = b == 0.0
+    shown = torch.where(hidden, torch.full_like(x, -torch.inf), x)
+    m = torch.amax(shown, dim=c.p.axes, keepdim=True)
+    empty = m == -torch.inf
+    y = _masked(_probabilities(c, _masked(shown, ~empty), where), ~(shown == -torch.inf))
+    # b = 0 hides x, not ∂/∂b
+    above = torch.where(hidden & torch.isfinite(x) & ~empty, x - _masked(m, ~empty), torch.full_like(x, -torch.inf))
+    y = torch.where(hidden, torch.exp(above) * torch.amax(y, dim=c.p.axes, keepdim=True), y)
+    r = _masked(y / _masked(c.sum(b * _masked(y, ~hidden)), ~empty, 1.0), ~empty)
+    return _times(b, r), r
 
 
 def _signed_logsumexp_vjp(c: _Context, kept: list[Any], cotangents: Arrays) -> Arrays:
