@@ -2,7 +2,12 @@
 # /// script
 # dependencies = ["nox[uv]>=2025.5"]
 # ///
-"""Test sessions. Plain ``nox`` runs all that needs no GPU; ``nox -s gpu`` tests CuPy; ``nox -l`` lists them."""
+"""Test sessions: plain ``nox`` answers in a quarter of an hour, and ``nox -t full`` runs the rest.
+
+Plain: style, types, NumPy with and without Numba, and every backend against the others. Full: each backend's own tests
+and contract, other Pythons, the oldest versions, the CUDA kernels on the host, a cluster, the examples. What needs a
+GPU is in ``nox -s gpu``; ``nox -l`` lists every session.
+"""
 
 import ctypes
 import sys
@@ -13,7 +18,8 @@ nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv|virtualenv"  # an environment in 2 to 5 s instead of 40
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "types", "tests", "torch", "kernels", "agreement", "oldest", "distributed", "examples"]
+nox.options.sessions = ["lint", "types", "tests(numpy)", "tests(numba)", "agreement"]
+FULL = ["full"]  # the tag of the rest
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
@@ -25,7 +31,7 @@ WITH_PIP = "virtualenv"  # the constraint on torch names a build that uv does no
 STRICT = ["array-api-strict", *(f"array-api-strict:{device}" for device in ("device1", "no_float64", "no_x64"))]
 LIBRARIES = ["torch", "jax", "dask", "array-api-strict", "ndonnx", "mlx", "cubed", "marray", "sparse"]
 SLOWEST = ["ndonnx", "cubed"]
-OF_NAMES = [  # values are in `agreement`
+OF_NAMES = [  # values are in `contract`
     *(f"tests/test_{name}.py" for name in ("lazy", "misuse")),
     "tests/test_linear.py::test_onnx_model_with_a_symbolic_batch",
 ]
@@ -38,6 +44,12 @@ VALUES = [  # tests of the mathematics and of the tools around it, which no othe
     *(f"tests/test_{name}.py" for name in ("accuracy_cases", "benchmarks", "formulas", "gpu_benchmarks", "properties")),
 ]
 PARTS = "-cross_entropy- or -cross_entropy_grad-"  # of `cross_entropy_and_grad`
+AGREEMENT = "tests/test_agreement.py"
+OF_JAX = [  # what another version of JAX can change: names and dtypes, tracing, derivative rules, programs
+    "tests/implementations",
+    *(f"tests/test_{name}.py" for name in ("arrays", "backends", "lazy", "misuse", "nothing", "quick", "warnings")),
+]
+ORDERS = "of_the_definition or of_finite_differences or no_part_in_any_derivative"  # of JAX's rules: 9 of 17 minutes
 TOOLS = ["tests/verify", *(f"tests/test_{name}.py" for name in ("benchmarks", "gpu_benchmarks", "on_gpu"))]
 EACH_OPERATION = ["softmax", "log_softmax_vjp", "cross_entropy_and_grad"]
 
@@ -63,7 +75,7 @@ def run_tests(session, backends, *args, x64="1"):
 
 
 def without_matrix(session):
-    """The contract matrix of all backends is in `agreement`, which computes each exact result once."""
+    """The contract matrix is in `contract`, that of NumPy in `tests(numba)`, which has all its implementations."""
     return [] if session.posargs else [f"--ignore={MATRIX}"]
 
 
@@ -104,11 +116,11 @@ def test_cupy(session, version):
     "python,library",
     [
         nox.param(HERE, "numpy", id="numpy"),
-        *(nox.param(version, "numpy", id=f"numpy-{version}") for version in OTHERS),
-        *(nox.param(HERE, library, id=library) for library in LIBRARIES if library != "torch"),
         nox.param(HERE, "numba", id="numba"),
-        nox.param(HERE, "jax-x32", id="jax-x32"),
-        nox.param(HERE, "cupy", id="cupy"),
+        *(nox.param(version, "numpy", id=f"numpy-{version}", tags=FULL) for version in OTHERS),
+        *(nox.param(HERE, library, id=library, tags=FULL) for library in LIBRARIES if library != "torch"),
+        nox.param(HERE, "jax-x32", id="jax-x32", tags=FULL),
+        nox.param(HERE, "cupy", id="cupy", tags=FULL),
     ],
 )
 def tests(session, library):
@@ -141,7 +153,7 @@ def tests(session, library):
             run_tests(session, flavours(library), *without_matrix(session))
 
 
-@nox.session(venv_backend=WITH_PIP)
+@nox.session(venv_backend=WITH_PIP, tags=FULL)
 def torch(session):
     """The tests of PyTorch."""
     install(session, "torch", "cli", "test")
@@ -157,7 +169,7 @@ def gpu(session):
     test_cupy(session, version)
 
 
-@nox.session
+@nox.session(tags=FULL)
 def kernels(session):
     """The CUDA kernels without a GPU: run by a host compiler, and one of each compiled for every architecture."""
     install(session, "kernels", "cli", "test", constraints=())
@@ -171,36 +183,48 @@ def every_kernel(session):
     run_tests(session, ["numpy"], CUDA, "-k=test_every_kernel", "-rP")
 
 
+def install_every_backend(session):
+    """All but CuPy, which needs a GPU; returns their names."""
+    install(session, "torch", "jax", "dask", "agreement", "cli", "test")
+    return ["numpy", *(name for library in LIBRARIES for name in flavours(library))]
+
+
 @nox.session(venv_backend=WITH_PIP)
 def agreement(session):
-    """Every backend but CuPy in one environment: against one oracle, and against each other."""
-    install(session, "torch", "jax", "dask", "agreement", "cli", "test")
-    names = ["numpy", *(name for library in LIBRARIES for name in flavours(library))]
-    run_tests(session, names, "tests/test_agreement.py")
+    """Every backend but CuPy in one environment against each other: within the contract, and bit by bit."""
+    run_tests(session, install_every_backend(session), AGREEMENT)
+
+
+@nox.session(venv_backend=WITH_PIP, tags=FULL)
+def contract(session):
+    """Every backend but CuPy and NumPy against the exact oracle."""
     # left out: the float32 exp of mlx is off by up to 42 ulp, and sparse warns of 0 · ∞ in its fill values
-    names = [name for name in names if name not in ("mlx", "sparse")]
+    names = [name for name in install_every_backend(session) if name not in ("numpy", "mlx", "sparse")]
     slow = f"dask and ({_float32(EACH_OPERATION)}) or (ndonnx or cubed) and ({_float32(EACH_OPERATION[:1])})"
-    with_parts = "numpy or torch or jitted"  # loss and gradient alone have kernels of their own in NumPy and PyTorch
+    with_parts = "torch or jitted"  # loss and gradient alone have kernels of their own in NumPy and PyTorch
     formulas = f"(jax or strict or marray) and not ({PARTS})"
     run_tests(session, names, MATRIX, f"-k={with_parts} or {formulas} or {slow}")
 
 
-@nox.session(python="3.11")
+@nox.session(python="3.11", tags=FULL)
 def oldest(session):
-    """The lowest versions that are supported; all but values."""
+    """The lowest versions that are supported; all but values, and of JAX, which compiles for seconds, `OF_JAX`."""
     install(session, "oldest", constraints=())
+    libraries = ["numpy", "array-api-strict", "dask"]
     of_values = [f"--ignore={path}" for path in VALUES if path != "tests/implementations"]
-    run_tests(session, ["numpy", "array-api-strict", "jax", "dask"], *without_matrix(session), *of_values)
+    run_tests(session, libraries, *without_matrix(session), *of_values, f"--ignore={AGREEMENT}")
+    run_tests(session, ["jax"], *OF_JAX, f"-k=not ({ORDERS})")  # `tests(jax)` has their values
+    run_tests(session, [*libraries, "jax"], AGREEMENT)  # every verb of each
 
 
-@nox.session
+@nox.session(tags=FULL)
 def distributed(session):
     """Dask on a cluster of several processes on this machine, of which one is killed."""
     install(session, "dask", "distributed", "test")
     run_tests(session, ["dask"], CLUSTER)
 
 
-@nox.session
+@nox.session(tags=FULL)
 def examples(session):
     """Every example, as a user would run it."""
     install(session, "examples", "test")

@@ -1,17 +1,28 @@
 """The contract matrix: implementation × verb × dtype on every case, judged by the exact oracle."""
 
 import pytest
+from kept_oracle import kept
 
 from xsoftmax import use_implementation
 from xsoftmax.choose import candidates
 from xsoftmax.libraries.arrays import library_of
-from xsoftmax.verify import DTYPES, VERBS
+from xsoftmax.verify import DTYPES, VERBS, run
 from xsoftmax.verify.run import summarise, verify
 
 REFUSAL = "was asked for but refuses"
 ON_INTEGERS = ["softmax", "log_softmax", "logsumexp", "cross_entropy_and_grad"]
 # Compiling takes up to a second per case and shape: the inner operations, each through one verb in float32.
 JITTED = ["softmax", "logsumexp", "log_softmax_vjp", "cross_entropy_and_grad", "cross_entropy_hvp"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def each_exact_result_once(request):
+    """One store for all workers and sessions, beside pytest's own files."""
+    cache = getattr(request.config, "cache", None)
+    with pytest.MonkeyPatch.context() as patch:
+        if cache is not None:
+            patch.setattr(run, "exact_results", kept(run.exact_results, cache.mkdir("exact_results")))
+        yield
 
 
 def check(xb, verb, dtype, **options):
