@@ -8,9 +8,7 @@ from xsoftmax import choose
 
 def forget_choices():
     """After this, the registry is read anew."""
-    for cached in (choose._chosen, choose._with_own, choose.reasons, choose._module, choose._operation):
-        cached.cache_clear()
-    choose._quick.clear()
+    choose.forget()
 
 
 def skip_inexact(xb):

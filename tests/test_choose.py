@@ -36,8 +36,7 @@ def registry(monkeypatch):
         for name, library, operations, reasons, *off in entries:
             module = types.ModuleType(f"xsoftmax.implementations.{name}")
             module.refuses = lambda problem, reasons=reasons: list(reasons)
-            for operation, f in operations.items():
-                setattr(module, operation, f)
+            module.OPERATIONS, module.QUICK = operations, operations.get("QUICK", {})
             monkeypatch.setitem(sys.modules, module.__name__, module)
             table.append(Entry(name, library, name, off=off[0] if off else None))
         full = (*table, *implementations.REGISTRY)
@@ -242,7 +241,7 @@ def test_an_implementation_is_handed_the_choice(registry):
     """`run` asks the chooser again, with the choice of the call, so that an implementation can stand on others."""
 
     def through(problem, x, where, *, xp, run):
-        return 2.0 * run("softmax", problem, x, where, xp=xp, after=MINE)
+        return 2.0 * run.behind("softmax", problem, x, where, xp=xp)
 
     registry((MINE, "numpy", {"softmax": through}, []))
     np.testing.assert_array_equal(xs.softmax(X).sum(axis=-1), 2.0)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -88,14 +87,45 @@ def run(operation: str, problem: Problem, /, *arrays: Any, xp: Any, out: Any = N
     if (record := _record.get()) is not None:
         record.append((operation, problem, choice))
         raise _Recorded
-    return _run(choice, operation, problem, *arrays, xp=xp, out=out)
+    return _runner(choice)(operation, problem, *arrays, xp=xp, out=out)
 
 
-def together(verb: Any, given: Any, /, *options: Any) -> Any:
-    """`verb(given, *options, run=run)`, as one program where the implementation chosen makes programs."""
+def perform(verb: Any, call: Any, /, *options: Any) -> Any:
+    """`verb(call, *options, run=run)`, as one program where the implementation chosen makes programs."""
     if _record.get() is not None:
-        return verb(given, *options, run=run)
-    return run("together", given.problem, given, verb, *options, xp=given.xp)
+        return verb(call, *options, run=run)
+    return run("program", call.problem, call, verb, *options, xp=call.xp)
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """What an implementation asks for inner operations by.
+
+    `choice` is the implementation that was asked for, `me` the one that asks.
+    """
+
+    choice: str | None
+    me: str | None = None
+
+    def __call__(self, operation: str, problem: Problem, /, *arrays: Any, xp: Any, out: Any = None) -> Any:
+        """By the first of all that takes it."""
+        return self._run(None, operation, problem, arrays, xp, out)
+
+    def behind(self, operation: str, problem: Problem, /, *arrays: Any, xp: Any, out: Any = None) -> Any:
+        """By the first of those that stand behind me."""
+        return self._run(self.me, operation, problem, arrays, xp, out)
+
+    def _run(
+        self, after: str | None, operation: str, problem: Problem, arrays: tuple[Any, ...], xp: Any, out: Any
+    ) -> Any:
+        name = _chosen(operation, _settled(problem), self.choice, after)
+        module, me = _module(name), _runner(self.choice, name)
+        if out is not None and operation in getattr(module, "INTO", ()):
+            return module.OPERATIONS[operation](problem, *arrays, xp=xp, run=me, out=out)
+        return module.OPERATIONS[operation](problem, *arrays, xp=xp, run=me)
+
+
+_runner = lru_cache(maxsize=256)(Runner)
 
 
 def aside(operation: str, problem: Problem, /, *args: Any) -> Any:
@@ -104,7 +134,7 @@ def aside(operation: str, problem: Problem, /, *args: Any) -> Any:
         return None
     for name in _with_own(operation, problem.library, forced()):  # else a problem may hold a traced number
         if not reasons(name, operation, problem):
-            return getattr(_module(name), operation)(problem, *args)
+            return _module(name).OPERATIONS[operation](problem, *args)
     return None
 
 
@@ -113,37 +143,12 @@ def _with_own(operation: str, library: str, choice: str | None) -> tuple[str, ..
     entries = [entry for entry in candidates(library) if not entry.derivatives]
     names = [entry.name for entry in entries if choice == entry.name]
     names = names or [entry.name for entry in entries if not entry.off]
-    return tuple(name for name in names if hasattr(_module(name), operation))
-
-
-def _run(
-    choice: str | None,
-    operation: str,
-    problem: Problem,
-    /,
-    *arrays: Any,
-    xp: Any,
-    after: str | None = None,
-    out: Any = None,
-) -> Any:
-    """`after`: only implementations that stand behind that one, for one that leaves the arithmetic to them."""
-    name = _chosen(operation, _settled(problem), choice, after)
-    function, writes = _operation(name, operation)
-    if out is not None and writes:
-        return function(problem, *arrays, xp=xp, run=partial(_run, choice), out=out)
-    return function(problem, *arrays, xp=xp, run=partial(_run, choice))
+    return tuple(name for name in names if operation in _module(name).OPERATIONS)
 
 
 def _settled(problem: Problem) -> Problem:
     """Without a temperature that has no value yet, which no choice may depend on."""
     return problem if isinstance(problem.temperature, float) else replace(problem, temperature=1.0)
-
-
-@lru_cache(maxsize=256)
-def _operation(name: str, operation: str) -> tuple[Any, bool]:
-    """An operation of an implementation, and whether it takes `out`."""
-    function = getattr(_module(name), operation)
-    return function, "out" in inspect.signature(function).parameters
 
 
 @lru_cache(maxsize=4096)
@@ -164,7 +169,7 @@ def _chosen(operation: str, problem: Problem, choice: str | None, after: str | N
 def binds(choice: str | None, operation: str, problem: Problem) -> bool:
     """Whether the implementation asked for serves this library and has the operation."""
     serves = choice in [entry.name for entry in candidates(problem.library)]
-    return serves and hasattr(_module(choice), operation)
+    return serves and operation in _module(choice).OPERATIONS
 
 
 _SMALL = 1 << 16  # elements; on one thread, in 40 µs at most
@@ -224,7 +229,7 @@ def recorded(verb: Any, /, *arrays: Any, **options: Any) -> tuple[str, Problem, 
 def reasons(name: str, operation: str, problem: Problem) -> tuple[str, ...]:
     """Why implementation `name` does not take the problem; empty: it does."""
     module = _module(name)
-    missing = () if hasattr(module, operation) else (f"has no {operation} of its own",)
+    missing = () if operation in module.OPERATIONS else (f"has no {operation} of its own",)
     return missing or tuple(module.refuses(problem))
 
 
@@ -232,3 +237,10 @@ def reasons(name: str, operation: str, problem: Problem) -> tuple[str, ...]:
 def _module(name: str) -> Any:
     module = next(entry.module for entry in REGISTRY if entry.name == name)
     return import_module(f"{__package__}.implementations.{module}")
+
+
+def forget() -> None:
+    """Read the registry and its modules anew."""
+    for cached in (_chosen, _with_own, reasons, _module, _runner):
+        cached.cache_clear()
+    _quick.clear()

@@ -60,20 +60,14 @@ def host(monkeypatch):
     host = host_kernels.Host()
     library = OnHost(host)
     plain = memory.are_plain
-    monkeypatch.setattr(torch_cuda, "_operations", Operations("torch_cuda", library))
+    monkeypatch.setattr(torch_cuda, "_operations", Operations(library))
     monkeypatch.setattr(torch_cuda, "_weighings", Weighings(library))
     monkeypatch.setattr(torch_cuda, "refuses", lambda problem: [])
     monkeypatch.setattr(torch_cuda, "are_plain", lambda device, *values: plain("cpu", *values))
-    for name in (*host_kernels.OPERATIONS, *host_kernels.PRODUCTS):
-        made = torch_cuda._with_memory_into if name in INTO else torch_cuda._with_memory
-        monkeypatch.setattr(torch_cuda, name, made(name))
     forget_choices()
     with xs.use_implementation("torch_cuda"):
         yield host
     forget_choices()
-
-
-INTO = ("softmax", "log_softmax", "cross_entropy")
 
 
 def parts(result):

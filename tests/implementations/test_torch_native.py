@@ -717,13 +717,16 @@ def test_compiled_code_has_the_rules_too(f):
 def recorded(calls):
     """The chooser's run with a list of what it was asked for."""
 
-    def run(operation, problem, *arrays, xp, after=None, out=None):  # fmt: skip
-        if problem.library == "torch":
-            calls.append((operation, after))
-        name = choose._chosen(operation, problem, None, after)
-        return getattr(choose._module(name), operation)(problem, *arrays, xp=xp, run=run)
+    class Recorded(choose.Runner):
+        def __call__(self, operation, problem, *arrays, xp, out=None):
+            calls.append((operation, None))
+            return super().__call__(operation, problem, *arrays, xp=xp)
 
-    return run
+        def behind(self, operation, problem, *arrays, xp, out=None):
+            calls.append((operation, self.me))
+            return super().behind(operation, problem, *arrays, xp=xp)
+
+    return Recorded(None, "torch_native")
 
 
 def test_derivatives_keep_the_choice():
@@ -743,9 +746,13 @@ def test_batches_reach_the_arithmetic_in_full_shape():
     """Kernels read shapes and strides; broadcasting is for the formulas alone."""
     shapes = []
 
-    def run(operation, problem, *arrays, xp, after=None, out=None):
-        shapes.append([tuple(a.shape) for a in torch.utils._pytree.tree_leaves(arrays) if isinstance(a, torch.Tensor)])
-        return choose._run(None, operation, problem, *arrays, xp=xp, after=after)
+    class Run(choose.Runner):
+        def behind(self, operation, problem, *arrays, xp, out=None):
+            leaves = torch.utils._pytree.tree_leaves(arrays)
+            shapes.append([tuple(a.shape) for a in leaves if isinstance(a, torch.Tensor)])
+            return super().behind(operation, problem, *arrays, xp=xp)
+
+    run = Run(None, "torch_native")
 
     _, problem, _ = choose.recorded(xs.softmax_vjp, X, X)
     vmap(lambda v: torch_native.softmax_product(problem, PROBS, v, None, xp=xp, run=run))(normal(4, 2, 3))

@@ -8,14 +8,14 @@ import pytest
 import xsoftmax as xs
 from xsoftmax import formulas
 from xsoftmax.calls.records import Problem, Rows
-from xsoftmax.choose import run
+from xsoftmax.choose import Runner
 from xsoftmax.formulas import Part
 from xsoftmax.implementations.array_api import operations as array_api
-from xsoftmax.implementations.numpy import blocked as numpy_blocked
+from xsoftmax.implementations.numpy import blocked_parts
 
 pytest.importorskip("numba")
 
-from xsoftmax.implementations.numpy import numba as numpy_numba
+from xsoftmax.implementations.numpy import numba_parts
 
 pytestmark = pytest.mark.backend("numpy")
 
@@ -24,8 +24,12 @@ CLASSES = 3 * 2100
 LARGEST = np.finfo(np.float32).max
 
 
-def fallback(*args, **kwargs):
-    raise AssertionError("the kernels take this")
+class Fallback:
+    def behind(self, *args, **kwargs):
+        raise AssertionError("the kernels take this")
+
+
+fallback = Fallback()
 
 
 def problem(dtype, **options):
@@ -120,7 +124,7 @@ def test_states(rows, part, with_labels, dtype):
     weight = RNG.random(CLASSES) if with_labels else None
     place = Part(part.start, CLASSES, CLASSES)
     given = Rows(weight=None if weight is None else weight[part])
-    found = numpy_numba.class_state(problem(dtype), rows[:, part], labels, given, place, xp=np, run=fallback)
+    found = numba_parts.class_state(problem(dtype), rows[:, part], labels, given, place, xp=np, run=fallback)
     expected = state_of(rows, labels, weight, part)
     np.testing.assert_array_equal(found.m, expected.m)
     # exponentials for float32 have 33 bits, a quotient of two 32, and none is below exp(−150)
@@ -134,11 +138,11 @@ def test_softmax_and_log_softmax(rows, part, dtype):
     own, state = state_of(rows, part=part), state_of(rows)
     p, place = problem(dtype), Part(part.start, CLASSES, CLASSES)
     wide = problem("float64"), rows[:, part].astype(np.float64), None
-    found = numpy_numba.class_softmax(p, rows[:, part], None, place, own, state, xp=np, run=fallback)
+    found = numba_parts.class_softmax(p, rows[:, part], None, place, own, state, xp=np, run=fallback)
     expected = array_api.class_softmax(*wide, place, own, state, xp=np, run=None)
     close(found, expected, dtype, 6)
     if dtype == "float32":
-        found = numpy_numba.class_log_softmax(p, rows[:, part], None, state, xp=np, run=fallback)
+        found = numba_parts.class_log_softmax(p, rows[:, part], None, state, xp=np, run=fallback)
         with np.errstate(over="ignore"):
             close(found, array_api.class_log_softmax(*wide, state, xp=np, run=None), dtype, 6)
 
@@ -152,7 +156,7 @@ def test_gradient(rows, part, dtype):
     given, place = Rows(weight=weight[part], scale=scale), Part(part.start, CLASSES, CLASSES)
     p = problem(dtype, class_weighted=True)
     x = rows[:, part].copy()
-    found = numpy_numba.class_grad(p, x, labels, given, place, own, state, xp=np, run=fallback, out=x)
+    found = numba_parts.class_grad(p, x, labels, given, place, own, state, xp=np, run=fallback, out=x)
     assert found is x
     wide = replace(p, dtype="float64", result="float64")
     wide_x = rows[:, part].astype(np.float64)
@@ -168,7 +172,7 @@ def test_a_large_scale_brings_nothing_back(dtype):
     large = 1e250 if dtype == "float64" else 1e35
     labels, state = np.zeros(2, int), state_of_all(x)
     rows, place = Rows(scale=np.full((2, 1), large)), Part(0, 100, 100)
-    grad = numpy_numba.class_grad(problem(dtype), x, labels, rows, place, state, state, xp=np, run=fallback)
+    grad = numba_parts.class_grad(problem(dtype), x, labels, rows, place, state, state, xp=np, run=fallback)
     np.testing.assert_array_equal(grad[:, 10], 0.0)
     expected = (np.exp(x[:1, 11], dtype=np.float64) / 98 * large).astype(dtype)
     np.testing.assert_allclose(grad[:, 11], [*expected, *expected], rtol=2 * np.finfo(dtype).eps)
@@ -178,7 +182,7 @@ def test_a_small_scale_loses_nothing():
     x = RNG.normal(size=(1, 100))
     labels, state, place = np.zeros(1, int), state_of_all(x), Part(0, 100, 100)
     grads = [
-        numpy_numba.class_grad(
+        numba_parts.class_grad(
             problem("float64"), x, labels, Rows(scale=np.full((1, 1), scale)), place, state, state, xp=np, run=fallback
         )
         for scale in (1.0, 2.0**-900)
@@ -193,12 +197,12 @@ def test_absent_rows_whatever_the_weights(name, dtype):
     weight[:2] = np.inf, np.nan
     labels, rows, place = np.arange(3), Rows(weight=weight, scale=np.array([[0.0], [0.0], [1.0]])), Part(0, 100, 100)
     p = problem(dtype, class_weighted=True)
-    implementation = {"numpy_numba": numpy_numba, "numpy_blocked": numpy_blocked}[name]
+    implementation = {"numpy_numba": numba_parts, "numpy_blocked": blocked_parts}[name]
     with np.errstate(invalid="ignore"):
         state = array_api.class_state(
             replace(p, dtype="float64"), x.astype("float64"), labels, rows, place, xp=np, run=None
         )
-        grad = implementation.class_grad(p, x, labels, rows, place, state, state, xp=np, run=run)
+        grad = implementation.class_grad(p, x, labels, rows, place, state, state, xp=np, run=Runner(None, name))
     np.testing.assert_array_equal(grad[:2], 0.0)
     assert grad[2].any()
 
@@ -207,7 +211,7 @@ def test_an_infinite_factor_of_a_product():
     """As IEEE arithmetic has it: no sum is nan because it is kept in two numbers."""
     y, v = np.full((1, 3000), 1.0 / 3000, np.float32), np.zeros((1, 3000), np.float32)
     v[0, 4] = np.inf
-    state = numpy_numba.class_product_state(problem("float32"), y, v, None, xp=np, run=fallback)
+    state = numba_parts.class_product_state(problem("float32"), y, v, None, xp=np, run=fallback)
     assert state.product == np.inf
     expected = np.where(v == np.inf, np.nan, -np.inf)
     np.testing.assert_array_equal(xs.softmax_vjp(y, v), expected)
@@ -219,14 +223,14 @@ def test_blocks_that_repeat_a_row(dtype):
     row = RNG.normal(size=100).astype(dtype)
     x = np.broadcast_to(row, (5, 100))
     state, p, place = state_of_all(x), problem(dtype), Part(0, 100, 100)
-    y = numpy_numba.class_softmax(p, x, None, place, state, state, xp=np, run=fallback)
+    y = numba_parts.class_softmax(p, x, None, place, state, state, xp=np, run=fallback)
     expected = formulas.softmax(row.astype(np.float64), (-1,), xp=np)
     np.testing.assert_allclose(y, np.broadcast_to(expected, x.shape), rtol=2 * np.finfo(dtype).eps)
     if dtype == "float32":
-        log_y = numpy_numba.class_log_softmax(p, x, None, state, xp=np, run=fallback)
+        log_y = numba_parts.class_log_softmax(p, x, None, state, xp=np, run=fallback)
         np.testing.assert_allclose(log_y, np.broadcast_to(np.log(expected), x.shape), rtol=2 * np.finfo(dtype).eps)
-        sums = numpy_numba.class_product_state(p, y, x, None, xp=np, run=fallback)
-        product = numpy_numba.class_softmax_product(p, x, x, None, sums, xp=np, run=fallback)
+        sums = numba_parts.class_product_state(p, y, x, None, xp=np, run=fallback)
+        product = numba_parts.class_softmax_product(p, x, x, None, sums, xp=np, run=fallback)
         np.testing.assert_array_equal(product, np.broadcast_to(product[0], x.shape))
 
 
@@ -237,7 +241,7 @@ def test_softmax_product(part, sure):
         y[:, 1200], y[2, :] = 1.0 - 2.0**-20, 0.6  # the third is no probability
     y, v = y.astype(np.float32), RNG.normal(size=y.shape).astype(np.float32)
     p, wide = problem("float32"), (y[:, part].astype(np.float64), v[:, part].astype(np.float64))
-    own = numpy_numba.class_product_state(p, y[:, part], v[:, part], None, xp=np, run=fallback)
+    own = numba_parts.class_product_state(p, y[:, part], v[:, part], None, xp=np, run=fallback)
     others = [
         formulas.product_state(y[:, some].astype(np.float64), v[:, some].astype(np.float64), (-1,), xp=np)
         for some in (slice(0, part.start), slice(part.stop, CLASSES))
@@ -246,7 +250,7 @@ def test_softmax_product(part, sure):
     side_by_side = formulas.ProductState(*(np.concatenate(a, axis=-1) for a in zip(own, *others, strict=True)))
     state = formulas.merged_products(side_by_side, (-1,), xp=np)
     whole = formulas.product_state(y.astype(np.float64), v.astype(np.float64), (-1,), xp=np)
-    found = numpy_numba.class_softmax_product(p, y[:, part], v[:, part], None, state, xp=np, run=fallback)
+    found = numba_parts.class_softmax_product(p, y[:, part], v[:, part], None, state, xp=np, run=fallback)
     expected = formulas.softmax_product_of_part(*wide, whole, xp=np)
     magnitude = np.abs(wide[0]) * (np.abs(wide[1]) + np.sum(np.abs(y * v.astype(np.float64)), axis=1, keepdims=True))
     assert np.all(np.abs(found - expected) <= 0.5 * np.spacing(magnitude.astype(np.float32)))
@@ -257,4 +261,4 @@ def test_rows_without_a_maximum_are_left_to_the_formulas(value):
     x = RNG.normal(size=(3, 100)).astype(np.float32)
     x[1, 4] = value
     with pytest.raises(AssertionError, match="the kernels take this"):
-        numpy_numba.class_state(problem("float32"), x, None, Rows(), Part(0, 100, 100), xp=np, run=fallback)
+        numba_parts.class_state(problem("float32"), x, None, Rows(), Part(0, 100, 100), xp=np, run=fallback)

@@ -10,7 +10,7 @@ from typing import Any
 from ..calls import checks
 from ..calls.arguments import on_arrays, on_logits
 from ..calls.records import Array, ArrayCall, Axis
-from ..choose import quick, together
+from ..choose import perform, quick
 from ..libraries.arrays import cast, with_axis
 from .graphs import one_node
 from .results import reduced, untouched, written
@@ -154,7 +154,7 @@ def log_softmax(
 @one_node
 def _like_logits(x: Array, verb: str, *, out: Array | None, **options: Any) -> Array:
     call = on_logits(verb, x, out=out, **options)
-    return written(together(_rows, call, verb, out), out)
+    return written(perform(_rows, call, verb, out), out)
 
 
 def logsumexp(
@@ -232,7 +232,7 @@ def _any_logsumexp(
     keepdims = checks.flag("logsumexp", "keepdims", keepdims)
     return_sign = checks.flag("logsumexp", "return_sign", return_sign)
     call = on_logits("logsumexp", x, axis=axis, b=b, where=where)
-    return together(_logsumexp, call, b is not None, keepdims, return_sign)
+    return perform(_logsumexp, call, b is not None, keepdims, return_sign)
 
 
 def _logsumexp(call: ArrayCall, signed: bool, keepdims: bool, return_sign: bool, *, run: Any) -> Any:
@@ -289,7 +289,7 @@ def softmax_jacobian(y: Array, /, *, axis: int = -1) -> Array:
     call = on_arrays("softmax_jacobian", {"y": y}, axis=axis, one=True)
     checks.check_indexable("softmax_jacobian", call.xp, "softmax_vjp and softmax_jvp do without")
     checks.check_room("softmax_jacobian", "y", call.arrays[0], call.xp)
-    return together(_softmax_jacobian, call)
+    return perform(_softmax_jacobian, call)
 
 
 def _softmax_jacobian(call: ArrayCall, *, run: Any) -> Array:
@@ -339,7 +339,7 @@ def softmax_vjp(y: Array, dy: Array, /, *, axis: Axis = -1, where: Array | None 
     >>> xs.softmax_vjp(np.array([0.25, 0.75]), np.array([1.0, 0.0]))
     array([ 0.1875, -0.1875])
     """
-    return together(_rows, on_arrays("softmax_vjp", {"y": y, "dy": dy}, axis=axis, where=where), "softmax_product")
+    return perform(_rows, on_arrays("softmax_vjp", {"y": y, "dy": dy}, axis=axis, where=where), "softmax_product")
 
 
 @one_node
@@ -369,7 +369,7 @@ def softmax_jvp(y: Array, dx: Array, /, *, axis: Axis = -1, where: Array | None 
     >>> xs.softmax_jvp(np.array([0.25, 0.75]), np.array([0.0, 1.0]))
     array([-0.1875,  0.1875])
     """
-    return together(_rows, on_arrays("softmax_jvp", {"y": y, "dx": dx}, axis=axis, where=where), "softmax_product")
+    return perform(_rows, on_arrays("softmax_jvp", {"y": y, "dx": dx}, axis=axis, where=where), "softmax_product")
 
 
 @one_node
@@ -409,7 +409,7 @@ def log_softmax_vjp(log_y: Array, dy: Array, /, *, axis: Axis = -1, where: Array
     array([ 0.75, -0.75])
     """
     call = on_arrays("log_softmax_vjp", {"log_y": log_y, "dy": dy}, axis=axis, where=where)
-    return together(_rows, call, "log_softmax_vjp")
+    return perform(_rows, call, "log_softmax_vjp")
 
 
 @one_node
@@ -443,7 +443,7 @@ def log_softmax_jvp(log_y: Array, dx: Array, /, *, axis: Axis = -1, where: Array
     array([ 0.75, -0.25])
     """
     call = on_arrays("log_softmax_jvp", {"log_y": log_y, "dx": dx}, axis=axis, where=where)
-    return together(_rows, call, "log_softmax_jvp")
+    return perform(_rows, call, "log_softmax_jvp")
 
 
 def _rows(call: ArrayCall, operation: str, out: Array | None = None, *, run: Any) -> Any:

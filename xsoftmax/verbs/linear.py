@@ -9,7 +9,7 @@ from ..calls import checks
 from ..calls.arguments import on_linear_loss
 from ..calls.plan import Plan, plan
 from ..calls.records import Array, LossCall, Options, Rows
-from ..choose import together
+from ..choose import perform
 from ..libraries.arrays import HALF, is_distributed
 from .graphs import one_node
 from .means import reduce_rows, weigh
@@ -184,7 +184,7 @@ def _linear_loss(
     verb: str, arrays: dict[str, Array], options: Options, chunk_size: Any, *, wants: tuple[str, ...]
 ) -> LinearLossAndGrad:
     call = on_linear_loss(verb, arrays, options, wants=wants)
-    return together(_swept, call, *checks.chunk_sizes(verb, chunk_size))
+    return perform(_swept, call, *checks.chunk_sizes(verb, chunk_size))
 
 
 def _plan(call: LossCall, rows: int | None, classes: int | None) -> Plan:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ..calls import checks
 from ..calls.arguments import on_arrays, on_loss
 from ..calls.records import Array, ArrayCall, LossCall, Options
-from ..choose import quick, together
+from ..choose import perform, quick
 from ..libraries.arrays import cast
 from ..weights import RowWeights
 from .graphs import one_node
@@ -144,7 +144,7 @@ def cross_entropy(
 @one_node
 def _any_cross_entropy(logits: Array, targets: Array, axis: int, *options: Any) -> Array:
     arrays = {"logits": logits, "targets": targets}
-    return together(_cross_entropy, on_loss("cross_entropy", arrays, Options(*options), axis=axis, wants=("loss",)))
+    return perform(_cross_entropy, on_loss("cross_entropy", arrays, Options(*options), axis=axis, wants=("loss",)))
 
 
 def _cross_entropy(call: LossCall, *, run: Any) -> Array:
@@ -215,7 +215,7 @@ def cross_entropy_grad(
         where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     )  # fmt: skip
     call = on_loss("cross_entropy_grad", arrays, options, axis=axis, wants=("grad",), out=out)
-    return together(_cross_entropy_grad, call, out)
+    return perform(_cross_entropy_grad, call, out)
 
 
 def _cross_entropy_grad(call: LossCall, out: Array | None, *, run: Any) -> Array:
@@ -284,7 +284,7 @@ def _any_cross_entropy_and_grad(
 ) -> LossAndGrad:
     arrays, wants = {"logits": logits, "targets": targets}, ("loss", "grad")
     call = on_loss("cross_entropy_and_grad", arrays, Options(*options), axis=axis, wants=wants, out=out)
-    return together(_cross_entropy_and_grad, call, out)
+    return perform(_cross_entropy_and_grad, call, out)
 
 
 def _cross_entropy_and_grad(call: LossCall, out: Array | None, *, run: Any) -> LossAndGrad:
@@ -351,7 +351,7 @@ def cross_entropy_hvp(
         where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     )  # fmt: skip
     call = on_loss("cross_entropy_hvp", arrays, options, axis=axis)
-    return together(_cross_entropy_hvp, call)
+    return perform(_cross_entropy_hvp, call)
 
 
 def _cross_entropy_hvp(call: LossCall, *, run: Any) -> Array:
@@ -416,7 +416,7 @@ def cross_entropy_grad_and_hessian_diag(
         where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     )  # fmt: skip
     call = on_loss("cross_entropy_grad_and_hessian_diag", arrays, options, axis=axis, wants=("grad",))
-    return together(_cross_entropy_grad_and_hessian_diag, call)
+    return perform(_cross_entropy_grad_and_hessian_diag, call)
 
 
 def _cross_entropy_grad_and_hessian_diag(call: LossCall, *, run: Any) -> GradAndHessianDiag:
@@ -475,7 +475,7 @@ def cross_entropy_from_probs(
     arrays = {"probs": probs, "targets": targets}
     options = Options(weight=weight, sample_weight=sample_weight, ignore_index=ignore_index, reduction=reduction)
     call = on_loss("cross_entropy_from_probs", arrays, options, axis=axis, wants=("loss",))
-    return together(_cross_entropy_from_probs, call)
+    return perform(_cross_entropy_from_probs, call)
 
 
 def _cross_entropy_from_probs(call: LossCall, *, run: Any) -> Array:
@@ -549,7 +549,7 @@ def kl_divergence(p: Array, q: Array, /, *, axis: int = -1) -> Array:
 
 
 def _on_probs(verb: str, arrays: dict[str, Array], axis: int) -> Array:
-    return together(_row_sums, on_arrays(verb, arrays, axis=axis, one=True))
+    return perform(_row_sums, on_arrays(verb, arrays, axis=axis, one=True))
 
 
 def _row_sums(call: ArrayCall, *, run: Any) -> Array:

@@ -11,6 +11,7 @@ from support import forget_choices
 import xsoftmax as xs
 from xsoftmax import choose
 from xsoftmax.implementations import REGISTRY, Entry
+from xsoftmax.implementations.cupy.operations import WRITES
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +25,8 @@ def on_host(monkeypatch, kernels):
     """The kernels as an implementation that NumPy's arrays can ask for."""
     module = types.ModuleType(f"xsoftmax.implementations.{NAME}")
     module.refuses = lambda problem: []
-    for operation, function in host_kernels.implementation(NAME, kernels).items():
-        setattr(module, operation, function)
+    module.OPERATIONS = host_kernels.implementation(kernels)
+    module.INTO = WRITES
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(choose, "REGISTRY", (Entry(NAME, "numpy", NAME, off="only here"), *REGISTRY))
     forget_choices()

@@ -95,12 +95,10 @@ def cluster_of(name):
     return int(name.split(">, ")[1].split(",")[0]) if "::clustered<" in name else 1
 
 
-def implementation(name, host):
-    """What the module of an implementation has."""
-    operations, weighings = Operations(name, host), Weighings(host)
-    own = {operation: getattr(operations, operation) for operation in (*OPERATIONS, *PRODUCTS)}
-    return own | {"weigh": weighings.weigh, "reduce_rows": weighings.reduce_rows}
+def implementation(host):
+    """The operations of an implementation."""
+    return Operations(host).declared() | Weighings(host).declared()
 
 
-def short_cuts(name, host):
-    return ShortCuts(Operations(name, host), Weighings(host), "numpy").functions()
+def short_cuts(host):
+    return ShortCuts(Operations(host), Weighings(host), "numpy").functions()

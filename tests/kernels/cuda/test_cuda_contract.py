@@ -100,7 +100,7 @@ def test_short_cuts(on_host, tmp_path, dtype, shape):
     rng = np.random.default_rng(shape[1])
     x = host_kernels.aligned(rng.normal(size=shape).astype(numpy_dtype(dtype)))
     labels = rng.integers(0, shape[1], shape[0])
-    found = host_kernels.short_cuts(host_kernels.NAME, on_host)
+    found = host_kernels.short_cuts(on_host)
 
     def both():
         short = {name: found[name](x, None) for name in ("softmax", "log_softmax")}

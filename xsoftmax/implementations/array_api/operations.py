@@ -14,19 +14,19 @@ from ...formulas import Axes, State
 from ...libraries import facts
 from ...libraries.arrays import cast, rounded
 from ...libraries.pairs import Pair
-from . import linear
+from .linear import linear_cross_entropy
 
 
 def refuses(problem: Problem) -> list[str]:
     return []
 
 
-def together(p: Problem, given: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
+def program(p: Problem, call: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
     """A verb behind its checks; an implementation may have a way to run it as one."""
     if not facts.of(p.library).warns:
-        return verb(given._replace(problem=p), *options, run=run)
+        return verb(call._replace(problem=p), *options, run=run)
     with np.errstate(all="ignore"):  # theirs is NumPy's arithmetic: infinite and 0 are results as others
-        return verb(given._replace(problem=p), *options, run=run)
+        return verb(call._replace(problem=p), *options, run=run)
 
 
 def softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
@@ -195,9 +195,6 @@ def class_log_softmax_jvp(
     return _log_product(formulas.log_softmax_jvp, p, log_y, dx, where, xp, state)
 
 
-linear_cross_entropy = linear.linear_cross_entropy
-
-
 def cross_entropy_hvp(p: Problem, x: Array, targets: Array, rows: Rows, v: Array, *, xp: Any, run: Any) -> Array:
     """Σ_j ∂²L/∂x_i∂x_j v_j = z′_i Σ_j ∂²L/∂z_i∂z_j z′_j v_j + ∂L/∂z_i z″_i v_i"""
     x, z, of, in_units = _second_order(p, x, targets, rows, xp, run)
@@ -331,3 +328,34 @@ def scaled(p: Problem, grad: Array, rows: Rows, xp: Any) -> Array:
     elif rows.scale is not None:
         grad = xp.where(rows.scale == 0.0, xp.zeros_like(grad), grad) * rows.scale
     return cast(masked(grad, rows.where, 0.0, xp), p.result, xp)
+
+
+OPERATIONS: dict[str, Any] = {
+    "program": program,
+    "softmax": softmax,
+    "log_softmax": log_softmax,
+    "logsumexp": logsumexp,
+    "signed_logsumexp": signed_logsumexp,
+    "softmax_jacobian": softmax_jacobian,
+    "softmax_product": softmax_product,
+    "softmax_gradient": softmax_gradient,
+    "log_softmax_vjp": log_softmax_vjp,
+    "log_softmax_jvp": log_softmax_jvp,
+    "cross_entropy": cross_entropy,
+    "cross_entropy_hvp": cross_entropy_hvp,
+    "cross_entropy_hessian_diag": cross_entropy_hessian_diag,
+    "cross_entropy_from_probs": cross_entropy_from_probs,
+    "entropy": entropy,
+    "kl_divergence": kl_divergence,
+    "linear_cross_entropy": linear_cross_entropy,
+    "class_state": class_state,
+    "class_grad": class_grad,
+    "class_softmax": class_softmax,
+    "class_log_softmax": class_log_softmax,
+    "class_product_state": class_product_state,
+    "class_softmax_product": class_softmax_product,
+    "class_vjp_state": class_vjp_state,
+    "class_jvp_state": class_jvp_state,
+    "class_log_softmax_vjp": class_log_softmax_vjp,
+    "class_log_softmax_jvp": class_log_softmax_jvp,
+}

@@ -12,7 +12,7 @@ import numpy as np
 from ...calls.records import Array, Problem
 from ...kernels.cuda import launch as cuda
 from . import launch as launcher
-from .operations import Operations
+from .operations import WRITES, Operations
 from .quick import ShortCuts
 from .weights import Weighings
 
@@ -58,18 +58,7 @@ class _CuPy:
         launcher.run(x.device.id, launch, blocks, arguments)
 
 
-_library = _CuPy()
-_operations = Operations("cupy_cuda", _library)
-softmax = _operations.softmax
-log_softmax = _operations.log_softmax
-logsumexp = _operations.logsumexp
-cross_entropy = _operations.cross_entropy
-softmax_product = _operations.softmax_product
-log_softmax_vjp = _operations.log_softmax_vjp
-log_softmax_jvp = _operations.log_softmax_jvp
-
-_weighings = Weighings(_library)
-weigh = _weighings.weigh
-reduce_rows = _weighings.reduce_rows
-
+_operations, _weighings = Operations(_CuPy()), Weighings(_CuPy())
+OPERATIONS = _operations.declared() | _weighings.declared()
+INTO = WRITES
 QUICK = ShortCuts(_operations, _weighings, "cupy").functions()

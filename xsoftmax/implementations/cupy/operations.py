@@ -52,12 +52,25 @@ class LikeLogits(NamedTuple):
     where: Array | None = None
 
 
+WRITES = frozenset({"softmax", "log_softmax", "cross_entropy"})
+
+
 @dataclass(frozen=True, slots=True)
 class Operations:
     """The inner operations, each as an implementation has it."""
 
-    name: str
     library: Library
+
+    def declared(self) -> dict[str, Any]:
+        return {
+            "softmax": self.softmax,
+            "log_softmax": self.log_softmax,
+            "logsumexp": self.logsumexp,
+            "cross_entropy": self.cross_entropy,
+            "softmax_product": self.softmax_product,
+            "log_softmax_vjp": self.log_softmax_vjp,
+            "log_softmax_jvp": self.log_softmax_jvp,
+        }
 
     def softmax(
         self, p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any, out: Array | None = None
@@ -73,14 +86,14 @@ class Operations:
         self, verb: str, p: Problem, x: Array, where: Array | None, xp: Any, run: Any, out: Array | None
     ) -> Array:
         if not _fits(x, p):
-            return run(verb, p, x, where, xp=xp, after=self.name)
+            return run.behind(verb, p, x, where, xp=xp)
         y = self.library.empty_like(x) if out is None else out
         self._launch(verb, p, LikeLogits(x, y, where=where), xp)
         return y
 
     def logsumexp(self, p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
         if not _fits(x, p):
-            return run("logsumexp", p, x, where, xp=xp, after=self.name)
+            return run.behind("logsumexp", p, x, where, xp=xp)
         value = self.library.empty(row_shape(p, x), p.result, x)
         self._launch("logsumexp", p, LikeLogits(x, where=where), xp, value=self.library.pointer(value))
         return value
@@ -91,7 +104,7 @@ class Operations:
         """Labels that are no class give nan, which no one has to look for."""
         varied = rows.weight is not None and math.prod(rows.weight.shape) != x.shape[p.axes[0]]
         if varied or not _fits(x, p):
-            return run("cross_entropy", p, x, targets, rows, xp=xp, after=self.name)
+            return run.behind("cross_entropy", p, x, targets, rows, xp=xp)
         grad = None if "grad" not in p.wants else self.library.empty_like(x) if out is None else out
         loss = self.library.empty(row_shape(p, x), "float64", x) if "loss" in p.wants else None
         kept: list[Array] = []  # until the kernels are launched
@@ -134,7 +147,7 @@ class Operations:
 
     def _product(self, verb: str, p: Problem, y: Array, v: Array, where: Array | None, xp: Any, run: Any) -> Array:
         if not _fits(y, p):
-            return run(verb, p, y, v, where, xp=xp, after=self.name)
+            return run.behind(verb, p, y, v, where, xp=xp)
         y, v = cast(y, p.result, xp), cast(v, p.result, xp)
         to = self.library.empty_like(y)
         self._launch(verb, replace(p, dtype=p.result), LikeLogits(y, to, v, where), xp)

@@ -25,6 +25,9 @@ class Weighings:
 
     library: Library
 
+    def declared(self) -> dict[str, Any]:
+        return {"weigh": self.weigh, "reduce_rows": self.reduce_rows}
+
     def weigh(self, p: Problem, call: LossCall) -> tuple[Array, Rows, Array | None, Array | None] | None:
         """Targets, row options, absent rows and divisor; a label that is no class makes nan of its row's scale."""
         s, ignored, x = call.sample_weight, call.ignore_index, call.x

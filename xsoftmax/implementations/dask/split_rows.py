@@ -118,3 +118,14 @@ def _operation(name: str, p: Problem, b: Blocks, part: Part, *sums: Array, xp: A
 
 def _grad(p: Problem, b: Blocks, part: Part, own: Any, state: Any, *, xp: Any, run: Any) -> Array:
     return run("class_grad", p, b["x"], b["targets"], _rows_of(b), part, own, state, xp=xp)
+
+
+OPERATIONS = {
+    "softmax": softmax,
+    "log_softmax": log_softmax,
+    "logsumexp": logsumexp,
+    "cross_entropy": cross_entropy,
+    "softmax_product": softmax_product,
+    "log_softmax_vjp": log_softmax_vjp,
+    "log_softmax_jvp": log_softmax_jvp,
+}

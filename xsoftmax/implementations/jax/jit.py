@@ -21,36 +21,20 @@ def refuses(problem: Problem) -> list[str]:
     return []
 
 
-def together(p: Problem, call: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
+def program(p: Problem, call: Any, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
     """A verb with what stands around its operations; like its arrays, the program may move to any device."""
     if _is_traced((call, options)):
-        return run("together", p, call, verb, *options, xp=xp, after="jax_jit")
-    return _run_compiled("together", p, call._replace(problem=None, device=None), verb, *options)
+        return run.behind("program", p, call, verb, *options, xp=xp)
+    return _run_compiled("program", p, call._replace(problem=None, device=None), verb, *options)
 
 
 def _compiled(operation: str) -> Callable[..., Any]:
     def run_compiled(p: Problem, *arrays: Any, xp: Any, run: Any) -> Any:
         if _is_traced(arrays):
-            return run(operation, p, *arrays, xp=xp, after="jax_jit")
+            return run.behind(operation, p, *arrays, xp=xp)
         return _run_compiled(operation, p, *arrays)
 
     return run_compiled
-
-
-softmax = _compiled("softmax")
-log_softmax = _compiled("log_softmax")
-logsumexp = _compiled("logsumexp")
-signed_logsumexp = _compiled("signed_logsumexp")
-softmax_product = _compiled("softmax_product")
-softmax_jacobian = _compiled("softmax_jacobian")
-log_softmax_vjp = _compiled("log_softmax_vjp")
-log_softmax_jvp = _compiled("log_softmax_jvp")
-cross_entropy = _compiled("cross_entropy")
-cross_entropy_hvp = _compiled("cross_entropy_hvp")
-cross_entropy_hessian_diag = _compiled("cross_entropy_hessian_diag")
-cross_entropy_from_probs = _compiled("cross_entropy_from_probs")
-entropy = _compiled("entropy")
-kl_divergence = _compiled("kl_divergence")
 
 
 def _is_traced(args: Any) -> bool:
@@ -76,5 +60,8 @@ def _program(operation: str, p: Problem, tree: Any, constants: Any, temperature:
 
 
 def _formulas(operation: str, p: Problem, *args: Any, xp: Any, out: None = None) -> Any:
-    module = linear if operation == "linear_cross_entropy" else array_api
-    return getattr(module, operation)(p, *args, xp=xp, run=_formulas)
+    return _FORMULAS[operation](p, *args, xp=xp, run=_formulas)
+
+
+_FORMULAS = array_api.OPERATIONS | {"linear_cross_entropy": linear.linear_cross_entropy}
+OPERATIONS = {operation: _compiled(operation) for operation in _FORMULAS} | {"program": program}

@@ -35,7 +35,7 @@ class _Context(NamedTuple):
     zeta: float = 0.0
 
     def behind(self, operation: str, *arrays: Any) -> Any:
-        return self.run(operation, self.problem, *arrays, xp=jnp, after="jax_native")
+        return self.run.behind(operation, self.problem, *arrays, xp=jnp)
 
     def total(self, x: Array) -> Array:
         return sums.total(x, self.problem.axes, xp=jnp)
@@ -278,22 +278,19 @@ def _rows(call: _Context, where: Array | None, weight: Array | None, zetas: Arra
     return Rows(where, weight, None, call.zeta if zetas is None else zetas)
 
 
-linear_cross_entropy = linear.linear_cross_entropy
-
-
 def cross_entropy_hvp(p: Problem, x: Array, targets: Array, rows: Rows, v: Array, *, xp: Any, run: Any) -> Array:
     x, targets, v = _present(p, rows, x, targets, v)
-    return run("cross_entropy_hvp", p, x, targets, rows, v, xp=xp, after="jax_native")
+    return run.behind("cross_entropy_hvp", p, x, targets, rows, v, xp=xp)
 
 
 def cross_entropy_hessian_diag(p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any) -> Array:
     x, targets = _present(p, rows, x, targets)
-    return run("cross_entropy_hessian_diag", p, x, targets, rows, xp=xp, after="jax_native")
+    return run.behind("cross_entropy_hessian_diag", p, x, targets, rows, xp=xp)
 
 
 def cross_entropy_from_probs(p: Problem, probs: Array, targets: Array, rows: Rows, *, xp: Any, run: Any) -> Array:
     probs, targets = _present(p, rows, probs, targets)
-    return run("cross_entropy_from_probs", p, probs, targets, rows, xp=xp, after="jax_native")
+    return run.behind("cross_entropy_from_probs", p, probs, targets, rows, xp=xp)
 
 
 def _present(p: Problem, rows: Rows, x: Array, targets: Array, *more: Array) -> tuple[Array, ...]:
@@ -331,3 +328,18 @@ def _dz(call: _Context, x: Array, dx: Array) -> Array:
 
 def _varies(tangent: Any) -> bool:
     return tangent is not None and not isinstance(tangent, SymbolicZero)
+
+
+OPERATIONS = {
+    "softmax": softmax,
+    "log_softmax": log_softmax,
+    "logsumexp": logsumexp,
+    "signed_logsumexp": signed_logsumexp,
+    "softmax_product": softmax_product,
+    "softmax_jacobian": softmax_jacobian,
+    "cross_entropy": cross_entropy,
+    "cross_entropy_hvp": cross_entropy_hvp,
+    "cross_entropy_hessian_diag": cross_entropy_hessian_diag,
+    "cross_entropy_from_probs": cross_entropy_from_probs,
+    "linear_cross_entropy": linear.linear_cross_entropy,
+}

@@ -21,7 +21,7 @@ from ..array_api import operations as array_api
 from . import blocked_parts
 from . import long as long_rows
 from .long import are_long
-from .operations import READ, Operations, quick_result
+from .operations import READ, WRITES, Operations, quick_result
 from .views import ELEMENTS
 
 _SHORT = 32  # classes; NumPy reduces shorter rows one by one, at 30 ns each, but their transpose at once
@@ -353,22 +353,5 @@ def _quick_cross_entropy(x: Array, labels: Array) -> Any:
 
 QUICK = {"softmax": _quick_softmax, "log_softmax": _quick_log_softmax, "cross_entropy": _quick_cross_entropy}
 
-_operations: Any = Operations("numpy_blocked", _NumPy())
-softmax = _operations.softmax
-log_softmax = _operations.log_softmax
-logsumexp = _operations.logsumexp
-cross_entropy = _operations.cross_entropy
-softmax_product = _operations.softmax_product
-softmax_gradient = _operations.softmax_gradient
-log_softmax_vjp = _operations.log_softmax_vjp
-log_softmax_jvp = _operations.log_softmax_jvp
-class_state = blocked_parts.class_state
-class_grad = blocked_parts.class_grad
-class_softmax = blocked_parts.class_softmax
-class_log_softmax = blocked_parts.class_log_softmax
-class_product_state = blocked_parts.class_product_state
-class_softmax_product = blocked_parts.class_softmax_product
-class_vjp_state = blocked_parts.class_vjp_state
-class_jvp_state = blocked_parts.class_jvp_state
-class_log_softmax_vjp = blocked_parts.class_log_softmax_vjp
-class_log_softmax_jvp = blocked_parts.class_log_softmax_jvp
+OPERATIONS = Operations(_NumPy()).declared() | blocked_parts.OPERATIONS
+INTO = WRITES | {"class_grad"}

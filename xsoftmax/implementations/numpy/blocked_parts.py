@@ -237,3 +237,17 @@ def is_without_options(p: Problem, rows: Rows, targets: Array | None) -> bool:
 
 def _of_labels(p: Problem, wants: str) -> Problem:
     return replace(p, wants=(wants,), labels=True, class_weighted=False)
+
+
+OPERATIONS = {
+    "class_state": class_state,
+    "class_grad": class_grad,
+    "class_softmax": class_softmax,
+    "class_log_softmax": class_log_softmax,
+    "class_product_state": class_product_state,
+    "class_softmax_product": class_softmax_product,
+    "class_vjp_state": class_vjp_state,
+    "class_jvp_state": class_jvp_state,
+    "class_log_softmax_vjp": class_log_softmax_vjp,
+    "class_log_softmax_jvp": class_log_softmax_jvp,
+}

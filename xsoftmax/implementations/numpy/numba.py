@@ -14,7 +14,7 @@ from ...libraries.arrays import HALF
 from ...threads import get_num_threads
 from . import numba_parts
 from .addresses import TYPES, kernel, memory, side_by_side, step, steps
-from .operations import READ, Operations, quick_mean, quick_result
+from .operations import READ, WRITES, Operations, quick_mean, quick_result
 
 _WIDEST = 1 << 16  # classes of rows that are worked across: a tile is 8 rows wide
 _WIDEST_HALF = 1 << 10  # the same, of half precision: 64 rows of float32 in 256 KiB
@@ -191,18 +191,5 @@ QUICK = {
     "cross_entropy_and_grad": _quick_cross_entropy_and_grad,
 }
 
-_operations = Operations("numpy_numba", _Kernels())
-softmax = _operations.softmax
-log_softmax = _operations.log_softmax
-logsumexp = _operations.logsumexp
-cross_entropy = _operations.cross_entropy
-class_state = numba_parts.class_state
-class_grad = numba_parts.class_grad
-class_softmax = numba_parts.class_softmax
-class_log_softmax = numba_parts.class_log_softmax
-class_product_state = numba_parts.class_product_state
-class_softmax_product = numba_parts.class_softmax_product
-softmax_product = _operations.softmax_product
-softmax_gradient = _operations.softmax_gradient
-log_softmax_vjp = _operations.log_softmax_vjp
-log_softmax_jvp = _operations.log_softmax_jvp
+OPERATIONS = Operations(_Kernels()).declared() | numba_parts.OPERATIONS
+INTO = WRITES | {"class_grad"}

@@ -25,7 +25,7 @@ def class_state(p: Problem, x: Array, targets: Array | None, rows: Rows, part: P
         _on_rows("states", x, _by_row(m), _by_row(ratio))
         if np.isfinite(m).all():
             return state_of(m, ratio, x, targets, rows, part, xp)
-    return run("class_state", p, x, targets, rows, part, xp=xp, after="numpy_numba")
+    return run.behind("class_state", p, x, targets, rows, part, xp=xp)
 
 
 def class_grad(
@@ -46,7 +46,7 @@ def class_grad(
         if _are_read(grad):
             y = partial(_softmax, x, state, grad)
             return grad_of(lambda at, total: y(total), x, targets, rows, part, state, xp, of_all=True)
-    return run("class_grad", p, x, targets, rows, part, own, state, xp=xp, after="numpy_numba", out=out)
+    return run.behind("class_grad", p, x, targets, rows, part, own, state, xp=xp, out=out)
 
 
 def class_softmax(
@@ -54,7 +54,7 @@ def class_softmax(
 ) -> Array:
     if _are_read(x) and is_without_options(p, Rows(where), None) and are_finite(state):
         return _softmax(x, state, np.empty(x.shape, x.dtype), 1.0)
-    return run("class_softmax", p, x, where, part, own, state, xp=xp, after="numpy_numba")
+    return run.behind("class_softmax", p, x, where, part, own, state, xp=xp)
 
 
 def class_log_softmax(p: Problem, x: Array, where: Array | None, state: State, *, xp: Any, run: Any) -> Array:
@@ -62,7 +62,7 @@ def class_log_softmax(p: Problem, x: Array, where: Array | None, state: State, *
         y = np.empty(x.shape, x.dtype)
         _on_rows("log_softmax", x, _by_row(state.m), _by_row(state.log_sum(xp=xp)), y)
         return y
-    return run("class_log_softmax", p, x, where, state, xp=xp, after="numpy_numba")
+    return run.behind("class_log_softmax", p, x, where, state, xp=xp)
 
 
 def class_product_state(p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> ProductState:
@@ -70,7 +70,7 @@ def class_product_state(p: Problem, y: Array, v: Array, where: Array | None, *, 
         state = np.empty((len(y), len(ProductState._fields)))
         _on_rows("product_states", y, v, state)
         return ProductState(*(state[:, i : i + 1] for i in range(state.shape[1])))
-    return run("class_product_state", p, y, v, where, xp=xp, after="numpy_numba")
+    return run.behind("class_product_state", p, y, v, where, xp=xp)
 
 
 def class_softmax_product(
@@ -80,7 +80,7 @@ def class_softmax_product(
         result = np.empty(y.shape, y.dtype)
         _on_rows("product", y, v, *map(_by_row, pivot_and_mean(state, xp=xp)), result)
         return result
-    return run("class_softmax_product", p, y, v, where, state, xp=xp, after="numpy_numba")
+    return run.behind("class_softmax_product", p, y, v, where, state, xp=xp)
 
 
 def _softmax(x: Array, state: State, out: Array, factor: Array | float) -> Array:
@@ -118,3 +118,13 @@ def _on_rows(name: str, *arrays: Array) -> None:
         function(len(arrays[0][blocks[i]]), classes, *arguments)
 
     each(work, len(blocks))
+
+
+OPERATIONS = {
+    "class_state": class_state,
+    "class_grad": class_grad,
+    "class_softmax": class_softmax,
+    "class_log_softmax": class_log_softmax,
+    "class_product_state": class_product_state,
+    "class_softmax_product": class_softmax_product,
+}

@@ -53,12 +53,26 @@ class Arithmetic(Protocol):
         """softmax_product, log_softmax_vjp or log_softmax_jvp."""
 
 
+WRITES = frozenset({"softmax", "log_softmax", "cross_entropy"})
+
+
 @dataclass(frozen=True, slots=True)
 class Operations:
     """The inner operations, each as an implementation has it."""
 
-    name: str
     arithmetic: Arithmetic
+
+    def declared(self) -> dict[str, Any]:
+        return {
+            "softmax": self.softmax,
+            "log_softmax": self.log_softmax,
+            "logsumexp": self.logsumexp,
+            "cross_entropy": self.cross_entropy,
+            "softmax_product": self.softmax_product,
+            "softmax_gradient": self.softmax_gradient,
+            "log_softmax_vjp": self.log_softmax_vjp,
+            "log_softmax_jvp": self.log_softmax_jvp,
+        }
 
     def softmax(
         self, p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any, out: Array | None = None
@@ -84,7 +98,7 @@ class Operations:
         y = np.empty_like(x, subok=False) if out is None else out
         parts = views([x, _spread(where, x), y], p.axes)
         if parts is None:
-            return run(kernel, p, x, where, xp=xp, after=self.name)
+            return run.behind(kernel, p, x, where, xp=xp)
 
         def plain(x: Array, where: None, y: Array) -> None:
             for a, b in zip(x, y, strict=True):
@@ -108,7 +122,7 @@ class Operations:
     def logsumexp(self, p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
         parts = views([x, _spread(where, x)], p.axes)
         if parts is None:
-            return run("logsumexp", p, x, where, xp=xp, after=self.name)
+            return run.behind("logsumexp", p, x, where, xp=xp)
 
         def plain(x: Array, where: None, value: Array) -> None:
             for a, b in zip(x, value, strict=True):
@@ -134,7 +148,7 @@ class Operations:
         self, p: Problem, x: Array, targets: Array, given: Rows, *, xp: Any, run: Any, out: Array | None = None
     ) -> tuple[Array | None, Array | None]:
         if given.weight is not None and given.weight.size != x.shape[p.axes[0]]:  # weights that differ from row to row
-            return run("cross_entropy", p, x, targets, given, xp=xp, after=self.name)
+            return run.behind("cross_entropy", p, x, targets, given, xp=xp)
         grad = None if "grad" not in p.wants else np.empty_like(x, subok=False) if out is None else out
         loss = np.empty(_row_shape(p, x)) if "loss" in p.wants else None
         by_label = p.labels and not p.label_smoothing
@@ -144,7 +158,7 @@ class Operations:
         readable = by_label or plain_targets
         parts = views([x, _spread(given.where, x), dense, grad], p.axes)
         if parts is None:
-            return run("cross_entropy", p, x, targets, given, xp=xp, after=self.name)
+            return run.behind("cross_entropy", p, x, targets, given, xp=xp)
 
         def plain(x: Array, where: None, t: Array | None, grad: Array | None, *by_row: Array | None) -> None:
             for i in range(len(x)):
@@ -208,7 +222,7 @@ class Operations:
         to = np.empty_like(x, dtype=cast(x[:0] if x.ndim else x, p.result, xp).dtype, subok=False)
         parts = views([x, v, to, _spread(where, x)], p.axes)
         if parts is None or long_rows.are_long(parts[0][0]):
-            return run("softmax_gradient", p, x, v, where, xp=xp, after=self.name)
+            return run.behind("softmax_gradient", p, x, v, where, xp=xp)
 
         def prepared(x: Array, v: Array, to: Array, where: Array | None) -> None:
             kept, z = _rows(where), _prepared(p, x, where, xp)
@@ -235,7 +249,7 @@ class Operations:
         to = np.empty_like(y, dtype=cast(y[:0] if y.ndim else y, p.result, xp).dtype, subok=False)
         parts = views([y, v, to, _spread(where, y)], p.axes)
         if parts is None:
-            return run(operation, p, y, v, where, xp=xp, after=self.name)
+            return run.behind(operation, p, y, v, where, xp=xp)
 
         def plain(y: Array, v: Array, to: Array, where: None) -> None:
             for i in range(len(y)):

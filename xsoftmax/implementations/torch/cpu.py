@@ -29,19 +29,9 @@ def refuses(problem: Problem) -> list[str]:
 
 def _as_numpy(operation: str) -> Callable[..., Any]:
     @quietly
-    def run_as_numpy(p: Problem, *arrays: Any, xp: Any, run: Any) -> Any:
-        if not are_plain("cpu", *arrays):
-            return run(operation, p, *arrays, xp=xp, after="torch_cpu")
-        return _to_torch(run(operation, _of_numpy(p), *map(_to_numpy, arrays), xp=_NUMPY))
-
-    return run_as_numpy
-
-
-def _as_numpy_into(operation: str) -> Callable[..., Any]:
-    @quietly
     def run_as_numpy(p: Problem, *arrays: Any, xp: Any, run: Any, out: Array | None = None) -> Any:
         if not are_plain("cpu", *arrays, out):
-            return run(operation, p, *arrays, xp=xp, after="torch_cpu")
+            return run.behind(operation, p, *arrays, xp=xp)
         into = _to_numpy(out)
         result = run(operation, _of_numpy(p), *map(_to_numpy, arrays), xp=_NUMPY, out=into)
         if into is None:
@@ -53,14 +43,7 @@ def _as_numpy_into(operation: str) -> Callable[..., Any]:
     return run_as_numpy
 
 
-softmax = _as_numpy_into("softmax")
-log_softmax = _as_numpy_into("log_softmax")
-logsumexp = _as_numpy("logsumexp")
-_cross_entropy = _as_numpy_into("cross_entropy")
-softmax_product = _as_numpy("softmax_product")
-softmax_gradient = _as_numpy("softmax_gradient")
-log_softmax_vjp = _as_numpy("log_softmax_vjp")
-log_softmax_jvp = _as_numpy("log_softmax_jvp")
+_cross_entropy = _as_numpy("cross_entropy")
 
 
 def cross_entropy(
@@ -70,7 +53,7 @@ def cross_entropy(
     if p.labels and are_plain("cpu", x, targets) and targets.numel():
         least, most = torch.aminmax(targets)
         if least < 0 or most >= x.shape[p.axes[0]]:
-            return run("cross_entropy", p, x, targets, rows, xp=xp, after="torch_cpu")
+            return run.behind("cross_entropy", p, x, targets, rows, xp=xp)
     return _cross_entropy(p, x, targets, rows, xp=xp, run=run, out=out)
 
 
@@ -102,3 +85,11 @@ def _to_torch(value: Any) -> Any:
     if value.dtype.name == "bfloat16":
         return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(value)
+
+
+_LIKE_LOGITS = ("softmax", "log_softmax", "logsumexp")
+_PRODUCTS = ("softmax_product", "softmax_gradient", "log_softmax_vjp", "log_softmax_jvp")
+OPERATIONS = {operation: _as_numpy(operation) for operation in (*_LIKE_LOGITS, *_PRODUCTS)} | {
+    "cross_entropy": cross_entropy
+}
+INTO = frozenset({"softmax", "log_softmax", "cross_entropy"})

@@ -10,7 +10,7 @@ import torch
 
 from ...calls.records import Array, LossCall, Problem
 from ...kernels.cuda import launch as cuda
-from ..cupy.operations import Library, Operations
+from ..cupy.operations import WRITES, Library, Operations
 from ..cupy.weights import Weighings
 from .memory import PLAIN, are_plain, have_tangents
 
@@ -55,39 +55,17 @@ class _Torch:
 
 
 _library: Library = _Torch()
-_operations = Operations("torch_cuda", _library)
+_operations = Operations(_library)
 _weighings = Weighings(_library)
 
 
-def _with_memory(operation: str) -> Callable[..., Any]:
-    function = getattr(_operations, operation)
-
-    def run_on_memory(p: Problem, *arrays: Any, xp: Any, run: Any) -> Any:
-        if not are_plain("cuda", *arrays):
-            return run(operation, p, *arrays, xp=xp, after="torch_cuda")
-        return function(p, *arrays, xp=xp, run=run)
+def _on_memory(operation: str) -> Callable[..., Any]:
+    def run_on_memory(p: Problem, *arrays: Any, xp: Any, run: Any, **out: Array | None) -> Any:
+        if not are_plain("cuda", *arrays, *out.values()):
+            return run.behind(operation, p, *arrays, xp=xp)
+        return _operations.declared()[operation](p, *arrays, xp=xp, run=run, **out)
 
     return run_on_memory
-
-
-def _with_memory_into(operation: str) -> Callable[..., Any]:
-    function = getattr(_operations, operation)
-
-    def run_on_memory(p: Problem, *arrays: Any, xp: Any, run: Any, out: Array | None = None) -> Any:
-        if not are_plain("cuda", *arrays, out):
-            return run(operation, p, *arrays, xp=xp, after="torch_cuda")
-        return function(p, *arrays, xp=xp, run=run, out=out)
-
-    return run_on_memory
-
-
-softmax = _with_memory_into("softmax")
-log_softmax = _with_memory_into("log_softmax")
-logsumexp = _with_memory("logsumexp")
-cross_entropy = _with_memory_into("cross_entropy")
-softmax_product = _with_memory("softmax_product")
-log_softmax_vjp = _with_memory("log_softmax_vjp")
-log_softmax_jvp = _with_memory("log_softmax_jvp")
 
 
 def weigh(p: Problem, call: LossCall) -> Any:
@@ -103,3 +81,11 @@ def reduce_rows(p: Problem, loss: Array, w: Any, reduction: str, dtype: str) -> 
 def _are_numbers(*arrays: Array | None) -> bool:
     """These stand in front of the derivative rules."""
     return are_plain("cuda", *arrays) and not have_tangents(*arrays)
+
+
+OPERATIONS = {
+    **{operation: _on_memory(operation) for operation in _operations.declared()},
+    "weigh": weigh,
+    "reduce_rows": reduce_rows,
+}
+INTO = WRITES

@@ -171,7 +171,7 @@ class _Swept(torch.autograd.Function):
     @staticmethod
     def forward(context: _Context, x: Array, factor: Array, bias: Array | None, targets: Array, *rows: Any) -> Any:
         given = (x, factor, bias, targets, Rows(*rows), context.plan)
-        results = context.run("linear_cross_entropy", context.p, *given, xp=context.xp, after="torch_native")
+        results = context.run.behind("linear_cross_entropy", context.p, *given, xp=context.xp)
         return tuple(r for r in results if r is not None)
 
     @staticmethod

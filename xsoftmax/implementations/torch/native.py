@@ -67,14 +67,14 @@ class _Rule:
 
     def __call__(self, p: Problem, *arrays: Any, xp: Any, run: Any, out: Array | None = None) -> Any:
         if out is not None:  # given only while no gradients are recorded
-            return run(self.operation, p, *self.arguments(*arrays), xp=xp, after="torch_native", out=out)
+            return run.behind(self.operation, p, *self.arguments(*arrays), xp=xp, out=out)
         return _Ruled.apply(self, _Context(p, xp, run), *arrays)
 
 
 class _Ruled(torch.autograd.Function):
     @staticmethod
     def forward(rule: _Rule, call: _Context, *arrays: Any) -> Any:
-        results = call.run(rule.operation, call.p, *rule.arguments(*arrays), xp=call.xp, after="torch_native")
+        results = call.run.behind(rule.operation, call.p, *rule.arguments(*arrays), xp=call.xp)
         return tuple(r for r in results if r is not None) if isinstance(results, tuple) else results
 
     @staticmethod
@@ -351,7 +351,7 @@ def cross_entropy(
     p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any, out: Array | None = None
 ) -> tuple[Array | None, Array | None]:
     if out is not None:
-        return run("cross_entropy", p, x, targets, rows, xp=xp, after="torch_native", out=out)
+        return run.behind("cross_entropy", p, x, targets, rows, xp=xp, out=out)
     given = dict(zip(p.wants, _CROSS_ENTROPY(p, x, targets, *rows, xp=xp, run=run), strict=True))
     return given.get("loss"), given.get("grad")
 
@@ -530,10 +530,7 @@ _CROSS_ENTROPY = _Rule(
 # a loss of linear logits, by blocks
 
 
-linear_cross_entropy = linear.linear_cross_entropy
-
-
-def together(p: Problem, call: ArrayCall | LossCall, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
+def program(p: Problem, call: ArrayCall | LossCall, verb: Any, *options: Any, xp: Any, run: Any) -> Any:
     if isinstance(call, ArrayCall) or call.linear is None:
         return verb(call, *options, run=run)
     return linear.together(call, verb, *options, run=run)
@@ -545,17 +542,17 @@ def together(p: Problem, call: ArrayCall | LossCall, verb: Any, *options: Any, x
 
 def cross_entropy_hvp(p: Problem, x: Array, targets: Array, rows: Rows, v: Array, *, xp: Any, run: Any) -> Array:
     x, targets, v = _present(p, rows, x, targets, v)
-    return run("cross_entropy_hvp", p, x, targets, rows, v, xp=xp, after="torch_native")
+    return run.behind("cross_entropy_hvp", p, x, targets, rows, v, xp=xp)
 
 
 def cross_entropy_hessian_diag(p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any) -> Array:
     x, targets = _present(p, rows, x, targets)
-    return run("cross_entropy_hessian_diag", p, x, targets, rows, xp=xp, after="torch_native")
+    return run.behind("cross_entropy_hessian_diag", p, x, targets, rows, xp=xp)
 
 
 def cross_entropy_from_probs(p: Problem, probs: Array, targets: Array, rows: Rows, *, xp: Any, run: Any) -> Array:
     probs, targets = _present(p, rows, probs, targets)
-    return run("cross_entropy_from_probs", p, probs, targets, rows, xp=xp, after="torch_native")
+    return run.behind("cross_entropy_from_probs", p, probs, targets, rows, xp=xp)
 
 
 def _present(p: Problem, rows: Rows, x: Array, targets: Array, *vectors: Array) -> list[Array]:
@@ -563,3 +560,21 @@ def _present(p: Problem, rows: Rows, x: Array, targets: Array, *vectors: Array) 
     if not isinstance(s, torch.Tensor) or s.ndim == 0:
         return [x, targets, *vectors]
     return [a if p.labels and a is targets else _settled(p, a, s, rows.where) for a in (x, targets, *vectors)]
+
+
+OPERATIONS = {
+    "program": program,
+    "softmax": softmax,
+    "log_softmax": log_softmax,
+    "logsumexp": logsumexp,
+    "signed_logsumexp": signed_logsumexp,
+    "softmax_product": softmax_product,
+    "log_softmax_vjp": log_softmax_vjp,
+    "log_softmax_jvp": log_softmax_jvp,
+    "cross_entropy": cross_entropy,
+    "cross_entropy_hvp": cross_entropy_hvp,
+    "cross_entropy_hessian_diag": cross_entropy_hessian_diag,
+    "cross_entropy_from_probs": cross_entropy_from_probs,
+    "linear_cross_entropy": linear.linear_cross_entropy,
+}
+INTO = frozenset({"softmax", "log_softmax", "cross_entropy"})
