@@ -16,6 +16,7 @@ CASES = [  # seed, classes, how far above, with weights, with label smoothing
     (9, 63, 20, False, False),
     (25, 257, 20, True, False),
     (5, 1000, 8, True, True),
+    (2699, 33, 8, True, False),
 ]
 WILD = 155, 1239, 1275
 

@@ -442,7 +442,7 @@ def sum_of_targets(
         number = total(xp.where(where, zeros + 1.0, zeros), (axis,), xp=xp)
         number = xp.maximum(number, xp.ones_like(number))
         weight = xp.where(where, weight, zeros)
-    every = times(Pair(*apart(weight, (axis,), halvings=0, xp=xp)), share, xp=xp)
+    every = times(Pair(*apart(weight, (axis,), xp=xp)), share, xp=xp)
     return plus(sum_t, divided(every, as_array(number, like, xp=xp), xp=xp), xp=xp)
 
 

@@ -125,7 +125,7 @@ def _reduced(call: LossCall, loss: Array, w: RowWeights) -> Array:
 
 def _divisor(x: Array, xp: Any) -> Array:
     """Σ x over all axes; every gradient of the mean has a share in its rounding"""
-    return xp.reshape(sum(apart(x, tuple(range(-1, -x.ndim - 1, -1)), halvings=0, xp=xp)), ())
+    return xp.reshape(sum(apart(x, tuple(range(-1, -x.ndim - 1, -1)), xp=xp)), ())
 
 
 def sum_of_rows(x: Array, xp: Any) -> Array:

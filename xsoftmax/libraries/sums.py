@@ -15,8 +15,6 @@ Array = Any
 Axes = tuple[int, ...]
 
 _PARTS = (32, 8)  # of an axis that devices may hold parts of; the sum of the last ones costs up to 3 ulp
-_FEW = 16  # terms, of which a halving may be rounded as much as their sum
-_PLAIN = 3  # halvings whose roundings may add up, of terms that are alike
 _FAN_IN = 8  # sums of blocks that are added at a time
 
 
@@ -39,22 +37,15 @@ def total(x: Array, axes: Axes, *, xp: Any) -> Array:
     return x
 
 
-def apart(x: Array, axes: Axes, *, halvings: int = _PLAIN, xp: Any) -> tuple[Array, Array | float]:
-    """Σ x in two parts that are to be added, the smaller one last; its error hardly grows with the number of terms.
-
-    It is that of so many halvings, along the last axis, of many terms: a cut costs seven passes over what is left.
-    """
+def apart(x: Array, axes: Axes, *, xp: Any) -> tuple[Array, Array | float]:
+    """Σ x in two parts that are to be added, the smaller one last; its error does not grow with the last axis."""
     *others, axis = axes
     x = total(x, tuple(others), xp=xp) if others else x
     if _has_blocks(xp) or is_symbolic(x.shape[axis]) or x.shape[axis] is None or x.shape[axis] <= 1:
         return total(x, (axis,), xp=xp), 0.0
     if may_be_cut(x, xp):
-        return _cut(_halved_within(x, axis, math.gcd(x.shape[axis], _PARTS[0]), xp=xp), axis, xp=xp)
-    parts = []
-    for _ in range(halvings if x.shape[axis] > _FEW else 0):
-        x, odd = _half(x, axis, xp=xp)
-        parts += odd
-    return _cut(xp.concat([x, *parts], axis=axis) if parts else x, axis, xp=xp)
+        x = _halved_within(x, axis, math.gcd(x.shape[axis], _PARTS[0]), xp=xp)
+    return _cut(x, axis, xp=xp)
 
 
 def _cut(x: Array, axis: int, *, xp: Any) -> tuple[Array, Array]:
