@@ -6,7 +6,8 @@ from kept_oracle import kept
 from xsoftmax import use_implementation
 from xsoftmax.choose import candidates
 from xsoftmax.libraries.arrays import library_of
-from xsoftmax.verify import DTYPES, VERBS, run
+from xsoftmax.verify import run
+from xsoftmax.verify.cases import DTYPES, VERBS
 from xsoftmax.verify.run import summarise, verify
 
 REFUSAL = "was asked for but refuses"

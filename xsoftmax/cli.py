@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import codecs
 import dataclasses
-import inspect
 import io
 import json
 import math
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .bench.options import QUICK, VERBS, add_options
+from .calls import table
 from .libraries.backends import Backend, backend, backends
 
 if TYPE_CHECKING:
@@ -192,37 +192,31 @@ def _show_backends(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    import xsoftmax
+    from .verbs.explain import explain
 
     with _asked():
         chosen = backend(options.backend)
-        parameters = _parameters(getattr(xsoftmax, options.verb, None), options.verb)
-        names = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
+        if (asked := table.VERBS.get(options.verb)) is None:
+            raise ValueError(f"verb is {options.verb!r}, expected one of {', '.join(sorted(table.VERBS))}")
+        names = asked.arrays
         arrays = [_zeros(chosen, name, names, options) for name in names]
-        explanation = xsoftmax.explain(options.verb, *arrays, **_axis(parameters, options))
+        explanation = explain(options.verb, *arrays, **_axis(options))
     print(explanation)
     return 0
 
 
-def _axis(parameters: list[inspect.Parameter], options: argparse.Namespace) -> dict[str, int]:
-    if any(p.name == "axis" for p in parameters):
+def _axis(options: argparse.Namespace) -> dict[str, int]:
+    if table.VERBS[options.verb].family != "linear":
         return {"axis": options.axis}
     if options.axis not in (-1, len(options.shape) - 1):
         raise ValueError(f"axis is {options.axis}, expected -1: classes of {options.verb} are on the last axis")
     return {}
 
 
-def _parameters(verb: Any, name: str) -> list[inspect.Parameter]:
-    parameters = list(inspect.signature(verb).parameters.values()) if inspect.isfunction(verb) else []
-    if not parameters or parameters[0].kind is not inspect.Parameter.POSITIONAL_ONLY:
-        raise ValueError(f"verb is {name!r}, expected a function of arrays, such as softmax or cross_entropy")
-    return parameters
-
-
 _WIDTH = 4  # of the input of a linear loss
 
 
-def _zeros(chosen: Backend, name: str, names: list[str], options: argparse.Namespace) -> Any:
+def _zeros(chosen: Backend, name: str, names: tuple[str, ...], options: argparse.Namespace) -> Any:
     import numpy
 
     shape, axis = options.shape, options.axis % len(options.shape)

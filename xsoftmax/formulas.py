@@ -12,8 +12,7 @@ import math
 from typing import Any, NamedTuple
 
 from .libraries.arrays import class_indices, constant, device_of, dtype_name, looked_up, with_axis
-from .libraries.pairs import Pair, divided, plus, times
-from .libraries.sums import apart, count, maximum, total
+from .libraries.sums import Pair, apart, count, divided, maximum, plus, times, total
 
 Array = Any
 Axes = tuple[int, ...]

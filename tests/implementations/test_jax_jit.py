@@ -8,7 +8,6 @@ jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
 
 import xsoftmax as xs  # noqa: E402
-from xsoftmax.implementations.array_api import operations as array_api  # noqa: E402
 from xsoftmax.implementations.jax import jit as jax_jit  # noqa: E402
 
 pytestmark = pytest.mark.backend("jax")
@@ -50,13 +49,13 @@ def traces(monkeypatch):
     """The verbs traced into a program since the last `clear`."""
     seen = []
 
-    def together(p, given, verb, *options, xp, run):
+    def program(p, call, verb, *options, xp, run):
         if run is jax_jit._formulas:
             seen.append(p.verb)
-        return original(p, given, verb, *options, xp=xp, run=run)
+        return original(p, call, verb, *options, xp=xp, run=run)
 
-    original = array_api.together
-    monkeypatch.setattr(array_api, "together", together)
+    original = jax_jit._FORMULAS["program"]
+    monkeypatch.setitem(jax_jit._FORMULAS, "program", program)
     jax_jit._program.clear_cache()
     return seen
 

@@ -8,8 +8,7 @@ import pytest
 
 from xsoftmax.libraries.backends import Backend, backend
 from xsoftmax.verbs import functions, linear, losses
-from xsoftmax.verify import DTYPES, VERBS
-from xsoftmax.verify.cases import FLOATS, POSITIONAL, cases
+from xsoftmax.verify.cases import DTYPES, FLOATS, POSITIONAL, VERBS, cases
 from xsoftmax.verify.run import Result, plan, summarise, verify
 
 VERB = {"verbs": ["softmax"], "dtypes": ["float32"]}

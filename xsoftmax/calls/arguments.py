@@ -20,6 +20,7 @@ from ..libraries.arrays import (
 )
 from . import checks
 from .records import Array, ArrayCall, Axis, LossCall, Options, Problem
+from .table import VERBS
 
 
 def on_logits(
@@ -58,7 +59,7 @@ def on_logits(
         masked=where is not None,
         temperature=checks.positive(verb, "temperature", temperature),
     )
-    return ArrayCall(problem, xp, device, floats, where)
+    return ArrayCall(problem, xp, device, floats, where, VERBS[verb].returns)
 
 
 def on_arrays(
@@ -89,7 +90,7 @@ def on_arrays(
         device=device_type(x, library_of(xp)),
         masked=where is not None,
     )
-    return ArrayCall(problem, xp, device, floats, where)
+    return ArrayCall(problem, xp, device, floats, where, VERBS[verb].returns)
 
 
 class _Logits(NamedTuple):
@@ -201,7 +202,12 @@ def _on_loss(verb: str, xp: Any, logits: _Logits, targets: Array, options: Optio
         sample_weight=None if sample_weight is None else with_axis(cast(sample_weight, compute, xp), axis),
         ignore_index=ignored,
         reduction=options.reduction,
+        returns=_returned(verb, options.reduction),
     )
+
+
+def _returned(verb: str, reduction: str) -> tuple[str, ...]:
+    return tuple("number" if a == "rows" and reduction != "none" else a for a in VERBS[verb].returns)
 
 
 def _broadcast(x: Array, b: Array, xp: Any) -> tuple[Array, Array]:

@@ -12,15 +12,16 @@ from ..libraries import facts
 from ..libraries.arrays import (
     FLOATING,
     INTEGER,
+    array_namespace,
     class_indices,
     device_of,
     dtype_name,
     in_graph,
     is_distributed,
     is_symbolic,
+    is_writeable_array,
     library_of,
 )
-from ..libraries.namespaces import array_namespace, is_writeable_array
 from ..libraries.strides import overlaps_itself
 from .records import Array, Axis
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..libraries import facts
+from .records import Plan
 
 _SHARE = 12  # of all logits: with what else a block needs, at most an eighth of them
 
@@ -17,14 +18,6 @@ _TALL = 256  # rows of a block that is cut by classes too
 _FORMULAS = 4  # of that, where the formulas have temporaries of a block's size: 3 to 7 under JAX
 
 _PART = 4  # of such a block: the linear weight, or its gradient, in one product
-
-
-class Plan(NamedTuple):
-    """Rows and classes whose logits are made at a time, and classes whose part of the weight is; None: all."""
-
-    rows: int | None
-    classes: int | None
-    factors: int | None
 
 
 def plan(

@@ -68,13 +68,17 @@ class Options(NamedTuple):
 
 
 class ArrayCall(NamedTuple):
-    """Checked arrays on their way to an implementation, in floating dtypes and native byte order."""
+    """Checked arrays on their way to an implementation, in floating dtypes and native byte order.
+
+    `returns` is what the verb returns, in the words of the verb table.
+    """
 
     problem: Problem
     xp: Any
     device: Any
     arrays: tuple[Array | None, ...]
     where: Array | None
+    returns: tuple[str, ...] = ()
 
 
 class LossCall(NamedTuple):
@@ -100,3 +104,12 @@ class LossCall(NamedTuple):
     v: Array | None = None
     linear: tuple[Array, Array | None] | None = None
     totals: tuple[Array | int, ...] | None = None
+    returns: tuple[str, ...] = ()
+
+
+class Plan(NamedTuple):
+    """Rows and classes whose logits are made at a time, and classes whose part of the weight is; None: all."""
+
+    rows: int | None
+    classes: int | None
+    factors: int | None

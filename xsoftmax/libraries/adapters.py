@@ -7,7 +7,7 @@ from functools import cache, partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from .namespaces import array_namespace, wrapped
+from .arrays import array_namespace, wrapped
 
 
 def _no_device(device: str, name: str) -> None:

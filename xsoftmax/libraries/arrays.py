@@ -8,7 +8,13 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-from . import facts, namespaces
+import array_api_compat
+from array_api_compat import array_namespace as array_namespace
+from array_api_compat import is_writeable_array as is_writeable_array
+
+from . import facts
+
+_LAYER = "array_api_compat."  # asked here alone
 
 HALF = frozenset({"float16", "bfloat16"})
 FLOATING = HALF | {"float32", "float64"}
@@ -30,12 +36,17 @@ def dtype_name(x: Any, /) -> str:
 
 @lru_cache(maxsize=64)
 def library_of(xp: Any) -> str:
-    return namespaces.root(xp)
+    return xp.__name__.removeprefix(_LAYER).partition(".")[0]
+
+
+def wrapped(name: str) -> Any:
+    """The namespace of a library that has none of its own: "numpy", "dask.array"."""
+    return import_module(_LAYER + name)
 
 
 def device_of(x: Any) -> Any:
     """The device of `x`; None where its library has no such notion (mlx), hides it (a JAX tracer) or knows several."""
-    device = namespaces.device(x) if hasattr(x, "device") else None
+    device = array_api_compat.device(x) if hasattr(x, "device") else None
     return None if hasattr(device, "device_set") else device  # of a JAX array on several, it is their sharding
 
 

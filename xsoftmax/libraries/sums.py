@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import facts
-from .arrays import completed, constant, device_of, is_symbolic, library_of, may_be_cut
-from .namespaces import array_namespace
+from .arrays import array_namespace, completed, constant, device_of, dtype_name, is_symbolic, library_of, may_be_cut
 
 Array = Any
 Axes = tuple[int, ...]
 
 _PARTS = (32, 8)  # of an axis that devices may hold parts of; the sum of the last ones costs up to 3 ulp
 _FAN_IN = 8  # sums of blocks that are added at a time
+_SPLIT = {"float32": 2.0**12, "float64": 2.0**27}  # half of the digits, and one
 
 
 def total(x: Array, axes: Axes, *, xp: Any) -> Array:
@@ -130,3 +130,48 @@ def _of_blocks(reduced: Callable[..., Array], x: Array, axis: int) -> Array:
 
 def _of_block(x: Array, axis: Any, keepdims: bool, reduced: Callable[..., Array], last: int) -> Array:
     return reduced(x, last, xp=array_namespace(x))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# numbers of rows in two parts, high + low: what a sum, a product or a quotient was rounded by is kept
+
+
+class Pair(NamedTuple):
+    """No derivative is taken of what is low: it is that of a rounding."""
+
+    high: Array
+    low: Array | float = 0.0
+
+    def value(self) -> Array:
+        return self.high + self.low
+
+
+def plus(a: Pair, b: Pair, *, xp: Any) -> Pair:
+    s = a.high + b.high
+    part = s - a.high
+    return Pair(s, _rounded_by((a.high - (s - part)) + (b.high - part) + (a.low + b.low), xp=xp))
+
+
+def times(a: Pair, b: Pair, *, xp: Any) -> Pair:
+    p = a.high * b.high
+    (a1, a2), (b1, b2) = _halves(a.high), _halves(b.high)
+    # products of halves are exact, so that no compiler changes them by fusing them with a sum
+    error = ((a1 * b1 - p) + a1 * b2 + a2 * b1) + a2 * b2
+    return Pair(p, _rounded_by(error + (a.high * b.low + a.low * b.high), xp=xp))
+
+
+def divided(a: Pair, b: Array, *, xp: Any) -> Pair:
+    q = a.high / b
+    p = times(Pair(q), Pair(b), xp=xp)
+    return Pair(q, _rounded_by(((a.high - p.high) - p.low + a.low) / b, xp=xp))
+
+
+def _halves(a: Array) -> tuple[Array, Array]:
+    far = a * _SPLIT.get(dtype_name(a), _SPLIT["float64"])
+    high = (a + far) - far
+    return high, a - high
+
+
+def _rounded_by(low: Array, *, xp: Any) -> Array:
+    """0 beside a result that is not finite, or nearly"""
+    return constant(xp.where(xp.isfinite(low), low, xp.zeros_like(low)), xp)

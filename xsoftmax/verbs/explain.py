@@ -7,11 +7,8 @@ from typing import Any
 
 from .. import choose
 from ..calls.records import Problem
-from . import functions, linear, losses
-
-_VERBS = {
-    name: getattr(module, name) for module in (functions, losses, linear) for name in module.__all__ if name.islower()
-}
+from ..calls.table import VERBS
+from . import function
 
 
 @dataclass(frozen=True)
@@ -82,9 +79,9 @@ def explain(verb: Any, /, *arrays: Any, **options: Any) -> Explanation:
     if not isinstance(verb, str) and not callable(verb):
         raise TypeError(f"explain: verb is a {type(verb).__name__}, expected a public function or its name")
     name = verb if isinstance(verb, str) else getattr(verb, "__name__", "")
-    if name not in _VERBS or verb not in (name, _VERBS[name]):  # other libraries have a softmax too
-        raise ValueError(f"explain: verb is {verb!r}, expected one of {', '.join(sorted(_VERBS))}")
-    operation, problem, choice = choose.recorded(_VERBS[name], *arrays, **options)
+    if name not in VERBS or verb not in (name, function(name)):  # other libraries have a softmax too
+        raise ValueError(f"explain: verb is {verb!r}, expected one of {', '.join(sorted(VERBS))}")
+    operation, problem, choice = choose.recorded(function(name), *arrays, **options)
     refused: dict[str, tuple[str, ...]] = {}
     derivatives = None
     entries = choose.candidates(problem.library)

@@ -232,6 +232,8 @@ def _any_logsumexp(
     keepdims = checks.flag("logsumexp", "keepdims", keepdims)
     return_sign = checks.flag("logsumexp", "return_sign", return_sign)
     call = on_logits("logsumexp", x, axis=axis, b=b, where=where)
+    rows = "kept rows" if keepdims else "rows"
+    call = call._replace(returns=(rows, rows) if return_sign else (rows,))
     return perform(_logsumexp, call, b is not None, keepdims, return_sign)
 
 

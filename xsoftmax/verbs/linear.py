@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from ..calls import checks
 from ..calls.arguments import on_linear_loss
-from ..calls.plan import Plan, plan
-from ..calls.records import Array, LossCall, Options, Rows
+from ..calls.plan import plan
+from ..calls.records import Array, LossCall, Options, Plan, Rows
 from ..choose import perform
 from ..libraries.arrays import HALF, is_distributed
 from .graphs import one_node
@@ -184,7 +184,7 @@ def _linear_loss(
     verb: str, arrays: dict[str, Array], options: Options, chunk_size: Any, *, wants: tuple[str, ...]
 ) -> LinearLossAndGrad:
     call = on_linear_loss(verb, arrays, options, wants=wants)
-    return perform(_swept, call, *checks.chunk_sizes(verb, chunk_size))
+    return LinearLossAndGrad(*perform(_swept, call, *checks.chunk_sizes(verb, chunk_size)))
 
 
 def _plan(call: LossCall, rows: int | None, classes: int | None) -> Plan:
@@ -203,7 +203,7 @@ def _plan(call: LossCall, rows: int | None, classes: int | None) -> Plan:
     return plan(n, call.classes, width, itemsize, call.problem.library, rows, classes, on_cpu=on_cpu)
 
 
-def _swept(call: LossCall, some_rows: int | None, some_classes: int | None, *, run: Any) -> LinearLossAndGrad:
+def _swept(call: LossCall, some_rows: int | None, some_classes: int | None, *, run: Any) -> tuple[Array | None, ...]:
     p, xp, (factor, bias) = call.problem, call.xp, call.linear or (None, None)
     batch = tuple(call.x.shape[:-1])
     w = weigh(call)
@@ -224,7 +224,7 @@ def _swept(call: LossCall, some_rows: int | None, some_classes: int | None, *, r
     loss = reduce_rows(call, loss if len(batch) == 1 else xp.reshape(loss, (*batch, 1)), w)
     if grad is not None and len(batch) != 1:
         grad = xp.reshape(grad, tuple(call.x.shape))
-    return LinearLossAndGrad(scalar(loss, xp), grad, grad_factor, grad_bias)
+    return scalar(loss, xp), grad, grad_factor, grad_bias
 
 
 def _joined(a: Array, kept: int, xp: Any) -> Array:

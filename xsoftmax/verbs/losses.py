@@ -284,13 +284,13 @@ def _any_cross_entropy_and_grad(
 ) -> LossAndGrad:
     arrays, wants = {"logits": logits, "targets": targets}, ("loss", "grad")
     call = on_loss("cross_entropy_and_grad", arrays, Options(*options), axis=axis, wants=wants, out=out)
-    return perform(_cross_entropy_and_grad, call, out)
+    return LossAndGrad(*perform(_cross_entropy_and_grad, call, out))
 
 
-def _cross_entropy_and_grad(call: LossCall, out: Array | None, *, run: Any) -> LossAndGrad:
+def _cross_entropy_and_grad(call: LossCall, out: Array | None, *, run: Any) -> tuple[Array, Array]:
     w = weigh(call)
     rows, grad = _rows(call, w, out, run=run)
-    return LossAndGrad(_loss(rows, w, call), written(grad, out))
+    return _loss(rows, w, call), written(grad, out)
 
 
 @one_node
@@ -416,16 +416,16 @@ def cross_entropy_grad_and_hessian_diag(
         where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     )  # fmt: skip
     call = on_loss("cross_entropy_grad_and_hessian_diag", arrays, options, axis=axis, wants=("grad",))
-    return perform(_cross_entropy_grad_and_hessian_diag, call)
+    return GradAndHessianDiag(*perform(_cross_entropy_grad_and_hessian_diag, call))
 
 
-def _cross_entropy_grad_and_hessian_diag(call: LossCall, *, run: Any) -> GradAndHessianDiag:
+def _cross_entropy_grad_and_hessian_diag(call: LossCall, *, run: Any) -> tuple[Array, Array]:
     w = weigh(call)
     _, grad = _rows(call, w, run=run)
     if checks.is_empty(call.x):
-        return GradAndHessianDiag(grad, grad)
+        return grad, grad
     diag = run("cross_entropy_hessian_diag", call.problem, call.x, w.targets, w.rows, xp=call.xp)
-    return GradAndHessianDiag(grad, diag)
+    return grad, diag
 
 
 @one_node

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..calls.table import VERBS as TABLE
 from .inputs import BLOCKS, CLASSES, ROWS, SHAPE, block, generator, numpy_dtype
 from .oracle import FAMILIES
 
@@ -19,25 +20,7 @@ LABELS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint6
 VERBS = tuple(verb for family in FAMILIES.values() for verb in family)
 LOSSES = FAMILIES["cross_entropy"]
 
-POSITIONAL = {
-    "softmax": ("x",),
-    "log_softmax": ("x",),
-    "logsumexp": ("x",),
-    "softmax_jacobian": ("y",),
-    "softmax_vjp": ("y", "v"),
-    "softmax_jvp": ("y", "v"),
-    "log_softmax_vjp": ("log_y", "v"),
-    "log_softmax_jvp": ("log_y", "v"),
-    "cross_entropy": ("logits", "targets"),
-    "cross_entropy_grad": ("logits", "targets"),
-    "cross_entropy_and_grad": ("logits", "targets"),
-    "cross_entropy_hvp": ("logits", "targets", "v"),
-    "cross_entropy_grad_and_hessian_diag": ("logits", "targets"),
-    **dict.fromkeys(FAMILIES["linear"], ("input", "linear_weight", "targets")),
-    "cross_entropy_from_probs": ("probs", "targets"),
-    "entropy": ("p",),
-    "kl_divergence": ("p", "q"),
-}
+POSITIONAL = {verb: TABLE[verb.partition(".")[0]].arrays for verb in VERBS}
 
 
 @dataclass(frozen=True, eq=False)

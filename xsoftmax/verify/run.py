@@ -11,7 +11,7 @@ from functools import cache, partial
 import numpy as np
 
 from ..libraries.backends import Backend
-from ..verbs import functions, linear, losses
+from ..verbs import function
 from .cases import DTYPES, POSITIONAL, VERBS, Case, cases
 from .compare import Arithmetic, Verdict, judge
 from .exact import Exact
@@ -203,8 +203,7 @@ def _convert(backend: Backend, a: object, case: Case, default_float: str) -> obj
 def _function(verb: str, static: tuple, jit: bool) -> Callable:
     if jit:
         return _jitted(verb, static)
-    module = next(module for module in (losses, linear, functions) if verb in module.__all__)
-    return partial(getattr(module, verb), **dict(static))
+    return partial(function(verb), **dict(static))
 
 
 @cache

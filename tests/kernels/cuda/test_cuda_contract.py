@@ -8,8 +8,8 @@ import pytest
 from random_problems import failures
 
 import xsoftmax as xs
-from xsoftmax import verify as verification
-from xsoftmax.verify import DTYPES
+from xsoftmax.verify import run as verification
+from xsoftmax.verify.cases import DTYPES
 from xsoftmax.verify.inputs import numpy_dtype
 from xsoftmax.verify.run import plan, summarise, verify
 

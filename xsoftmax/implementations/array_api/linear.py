@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ... import formulas
-from ...calls.plan import Plan
-from ...calls.records import Array, Problem, Rows
+from ...calls.records import Array, Plan, Problem, Rows
 from ...libraries import facts, sums
 from ...libraries.arrays import HALF, cast, dtype_name, rounded
 from .pieces import Halved, Pieces, blocks, of_classes, of_rows, taken

@@ -13,7 +13,7 @@ from ...calls.records import Array, Problem, Rows
 from ...formulas import Axes, State
 from ...libraries import facts
 from ...libraries.arrays import cast, rounded
-from ...libraries.pairs import Pair
+from ...libraries.sums import Pair
 from .linear import linear_cross_entropy
 
 

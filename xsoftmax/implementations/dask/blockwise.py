@@ -10,8 +10,7 @@ import dask.array as da
 import numpy as np
 
 from ...calls.records import Array
-from ...libraries.arrays import rounded
-from ...libraries.namespaces import array_namespace
+from ...libraries.arrays import array_namespace, rounded
 
 
 def blockwise(f: Any, index: Iterable[int], arrays: list[Any], dtype: Any, name: str, **options: Any) -> Array:

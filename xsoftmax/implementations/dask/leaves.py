@@ -10,8 +10,16 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ...calls.records import Array, ArrayCall, LossCall
-from ...libraries.arrays import HALF, cast, container_of, device_of, device_type, dtype_name, library_of
-from ...libraries.namespaces import array_namespace
+from ...libraries.arrays import (
+    HALF,
+    array_namespace,
+    cast,
+    container_of,
+    device_of,
+    device_type,
+    dtype_name,
+    library_of,
+)
 
 Index = tuple[int, ...]
 Call = ArrayCall | LossCall

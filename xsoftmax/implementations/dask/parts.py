@@ -17,8 +17,7 @@ import numpy as np
 from ... import threads
 from ...calls.records import Array, Problem
 from ...formulas import Part
-from ...libraries.arrays import container_of, device_type, library_of
-from ...libraries.namespaces import array_namespace
+from ...libraries.arrays import array_namespace, container_of, device_type, library_of
 from .blockwise import blockwise
 from .leaves import Leaf, right_aligned
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ... import weights
 from ...calls.records import Array
-from ...libraries.namespaces import array_namespace
+from ...libraries.arrays import array_namespace
 from .blockwise import alone, blockwise
 from .leaves import Leaf, row_indices, with_blocks
 

@@ -14,13 +14,20 @@ import numpy as np
 
 from ... import threads
 from ...calls.records import Array, LossCall
-from ...libraries.namespaces import array_namespace
+from ...libraries.arrays import array_namespace, loss_dtype
 from .blockwise import alone, blockwise, narrowed
-from .leaves import Index, Leaf, class_indices, leaves, row_indices, with_blocks, with_wide_factors, without_arrays
+from .leaves import (
+    Call,
+    Index,
+    Leaf,
+    class_indices,
+    leaves,
+    row_indices,
+    with_blocks,
+    with_wide_factors,
+    without_arrays,
+)
 from .weights import known, may_divide_after, new_axis, quotient, share_and_divisor, summed, totals_before
-
-_ROW, _CLASS, _WIDTH = 2, 3, 5  # lengths of axes, by which they are known again
-_BROADCAST = ("where", "weight", "sample_weight")
 
 
 class _Result(NamedTuple):
@@ -52,7 +59,7 @@ class _Task(NamedTuple):
     divides_after: bool
 
 
-def splits_classes(call: Any) -> bool:
+def splits_classes(call: Call) -> bool:
     """Whether blocks hold parts of rows; nothing has no parts."""
     found, classes = leaves(call), class_indices(call)
     logits = next(iter(found.values()))
@@ -62,10 +69,10 @@ def splits_classes(call: Any) -> bool:
     return any(count > 1 for i, count in zip(first.axes, first.array.numblocks, strict=True) if i in classes)
 
 
-def on_blocks(call: Any, verb: Any, options: tuple[Any, ...], run: Any) -> Any:
+def on_blocks(call: Call, verb: Any, options: tuple[Any, ...], run: Any) -> Any:
     found, rows = leaves(call), row_indices(call)
     found = {name: _with_whole_axes(leaf, rows) for name, leaf in found.items()}
-    results, container = _results(call, found, verb, options, run)
+    results = _results(call, found)
     record, divides_after = without_arrays(call), False
     if isinstance(call, LossCall):
         record = record._replace(totals=())
@@ -79,7 +86,8 @@ def on_blocks(call: Any, verb: Any, options: tuple[Any, ...], run: Any) -> Any:
     every = tuple(sorted({i for leaf in found.values() for i in leaf.axes}))
     is_one_of_many = any(count > 1 for leaf in found.values() for count in leaf.array.numblocks)
     task = _Task(tuple(found), record, verb, options, run, results, tuple(rows), every, is_one_of_many, divides_after)
-    return container(_outputs(task, found, call.problem.verb))
+    outputs = _outputs(task, found, call.problem.verb)
+    return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
 
 def _with_whole_axes(leaf: Leaf, rows: list[int]) -> Leaf:
@@ -93,50 +101,45 @@ def _with_whole_axes(leaf: Leaf, rows: list[int]) -> Leaf:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what comes out, told by the verb on a block of a few zeros, whose axes are told apart by their lengths
+# what comes out
 
 
-def _results(
-    call: Any, found: dict[str, Leaf], verb: Any, options: tuple[Any, ...], run: Any
-) -> tuple[tuple[_Result | None, ...], Any]:
-    lengths = _lengths(call)
-    blocks = {name: _small(name, *leaf, lengths) for name, leaf in found.items()}
-    result = verb(with_blocks(without_arrays(call), blocks), *options, run=run)
-    if not isinstance(result, tuple):
-        return (_described(result, call, lengths),), lambda arrays: arrays[0]
-    container = type(result)
-    return tuple(None if r is None else _described(r, call, lengths) for r in result), (
-        container._make if hasattr(container, "_make") else container
-    )
+def _results(call: Call, found: dict[str, Leaf]) -> tuple[_Result | None, ...]:
+    """Of a linear loss always the gradients too, None where they are not asked for."""
+    results = tuple(_result(a, call, found) for a in call.returns)
+    nothing = (None,) * (4 - len(results))
+    return results + nothing if isinstance(call, LossCall) and call.linear is not None else results
 
 
-def _lengths(call: Any) -> tuple[int, ...]:
-    """Of each index, and of that which a linear loss sums over."""
-    classes = class_indices(call)
-    return (*(_CLASS if i in classes else _ROW for i in range(len(classes) + len(row_indices(call)))), _WIDTH)
+def _result(returned: str, call: Call, found: dict[str, Leaf]) -> _Result | None:
+    rows, classes = tuple(row_indices(call)), tuple(sorted(class_indices(call)))
+    every = tuple(sorted((*rows, *classes)))
+    dtype = _dtype_of(call.problem.result, found)
+    if returned in _OPERANDS:
+        leaf = found.get(_OPERANDS[returned])
+        summed = returned != "input"
+        return None if leaf is None else _Result(leaf.axes, (), None, summed, leaf.array.dtype)
+    if isinstance(call, LossCall) and returned in ("rows", "number"):
+        dtype = np.dtype(loss_dtype(call.problem.dtype))
+    match returned:
+        case "rows":
+            return _Result(rows, (), None, False, dtype)
+        case "kept rows":
+            return _Result(every, classes, None, False, dtype)
+        case "number":
+            return _Result((), (), None, True, dtype)
+        case "matrix":
+            return _Result((*rows, *classes, new_axis(found)), (), classes[0], False, dtype)
+    return _Result(every, (), None, False, dtype)
 
 
-def _small(name: str, array: Array, index: Index, lengths: tuple[int, ...]) -> Array:
-    shape = tuple(1 if n == 1 and name in _BROADCAST else lengths[i] for n, i in zip(array.shape, index, strict=True))
-    return np.zeros_like(array._meta, shape=shape)
+_OPERANDS = {"input": "x", "linear_weight": "factor", "linear_bias": "bias"}
 
 
-def _described(result: Array, call: Any, lengths: tuple[int, ...]) -> _Result:
-    """Axes of one length keep their order; one more of the classes' is the second of a matrix."""
-    left = {n: [i for i, length in enumerate(lengths) if length == n] for n in lengths}
-    index: list[int] = []
-    twice = None
-    for axis, n in enumerate(result.shape):
-        if n == 1:
-            index.append(axis)
-        elif left[n]:
-            index.append(left[n].pop(0))
-        else:
-            index.append(len(lengths))
-            (twice,) = class_indices(call)
-    ones = tuple(i for i, n in zip(index, result.shape, strict=True) if n == 1)
-    summed = isinstance(call, LossCall) and not set(index) & set(row_indices(call))
-    return _Result(tuple(index), ones, twice, summed, result.dtype)
+def _dtype_of(name: str, found: dict[str, Leaf]) -> Any:
+    """NumPy knows no bfloat16 by name."""
+    given = (leaf.array.dtype for leaf in found.values())
+    return next((dtype for dtype in given if str(dtype) == name), None) or np.dtype(name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

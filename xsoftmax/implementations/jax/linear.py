@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from ... import formulas
-from ...calls.plan import Plan
-from ...calls.records import Array, Problem, Rows
+from ...calls.records import Array, Plan, Problem, Rows
 from ...formulas import State
 from ...libraries import sums
 from ...libraries.arrays import HALF, cast, dtype_name, rounded

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ...calls.records import Array, Problem, Rows
-from ...libraries.namespaces import wrapped
+from ...libraries.arrays import wrapped
 from ...libraries.quiet import quietly
 from .memory import PLAIN, are_plain
 

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from ...calls.plan import Plan
-from ...calls.records import Array, LossCall, Problem, Rows
+from ...calls.records import Array, LossCall, Plan, Problem, Rows
 from ...libraries.arrays import cast
 from ..array_api.linear import Linear, Results, rows_of
 from ..array_api.pieces import blocks
@@ -63,7 +62,7 @@ def together(call: LossCall, verb: Any, *options: Any, run: Any) -> Any:
             return of(*ruled, *call.problem.wants)
         with torch.no_grad():
             found = of(*ruled, "loss", "grad")
-    return type(found)(_Graded.apply(of, found, *ruled), None, None, None)
+    return _Graded.apply(of, found, *ruled), None, None, None
 
 
 def _without_autocast(device: str) -> Any:
