@@ -65,7 +65,7 @@ class Template:
         t = ELEMENTS[self.dtype]
         u = t if self.targets is None else ELEMENTS[self.targets]
         options = str(self.options).lower()
-        return f"xsoftmax::Template<xsoftmax::{self.arithmetic}, {t}, {u}, xsoftmax::{self.verb}, {options}>"
+        return f"xsoftmax::Problem<xsoftmax::{self.arithmetic}, {t}, {u}, xsoftmax::{self.verb}, {options}>"
 
     @property
     def real_bytes(self) -> int:
