@@ -16,7 +16,7 @@ from xsoftmax.verify.exact import Exact
 from xsoftmax.verify.formats import promoted
 from xsoftmax.verify.inputs import numpy_dtype
 from xsoftmax.verify.oracle import FAMILIES, expected
-from xsoftmax.verify.rows import Rows
+from xsoftmax.verify.rows import AsRows
 
 LINEAR = ("linear_cross_entropy", "linear_cross_entropy_and_grad")
 VERBS = {family: LINEAR if family == "linear" else verbs for family, verbs in FAMILIES.items()}
@@ -134,8 +134,8 @@ class _Frame:
     axis: Any
 
     @property
-    def by_rows(self) -> Rows:
-        return Rows.of(self.shape, self.axis)
+    def by_rows(self) -> AsRows:
+        return AsRows.of(self.shape, self.axis)
 
     @property
     def rows(self) -> int:
@@ -279,8 +279,6 @@ def _loss(rng, head: Head) -> Problem:
     problem = Problem(head, _some(rng, VERBS["cross_entropy"], most=3), arrays, {"axis": frame.axis})
     _add_targets(rng, problem, frame, x)
     _add_loss_options(rng, problem, frame)
-    if transforms.get("temperature", 1.0) < ORDINARY:
-        problem.options.pop("z_loss", None)  # its logsumexp would be infinite
     problem.options |= transforms
     _into(rng, problem, arrays["logits"])
     return problem
@@ -336,8 +334,9 @@ def _linear(rng, head: Head) -> Problem:
     _add_targets(rng, problem, frame, z)
     _add_loss_options(rng, problem, frame)
     transforms = _transforms(rng) if classes < TRANSFORMED else {}
-    if transforms.get("temperature", 1.0) >= ORDINARY:  # parts of rows are not relative to the maximum of the whole
-        options |= transforms
+    options |= transforms
+    if transforms.get("temperature", 1.0) < ORDINARY:  # an infinite gradient of logits is none of the input
+        problem.verbs = LINEAR[:1]
     del options["axis"]
     return problem
 
@@ -438,7 +437,7 @@ def _add_loss_options(rng, problem: Problem, frame: _Frame, of_logits: bool = Tr
     if _happens(rng, often):
         weight = rng.choice([0.0, *FRACTIONS], frame.classes)
         if options.get("label_smoothing", 0.0) == 0 and frame.classes and rng.random() < 0.5:
-            by_class = Rows.of(frame.shape, frame.axis)
+            by_class = AsRows.of(frame.shape, frame.axis)
             named = np.zeros(frame.classes, bool)
             if is_labels:
                 named[targets.reshape(-1)] = True

@@ -37,20 +37,47 @@ _SPARE = {"float32": float.fromhex("0x1.ffffep+102"), "float64": float.fromhex("
 # logits
 
 
-def capped(x: Array, softcap: float | None, temperature: float, axes: Axes | None, *, xp: Any) -> Array:
-    """z = softcap · tanh(x / softcap) / temperature. An infinite logit stays infinite.
+def capped(x: Array, softcap: float | None, temperature: Array | float, axes: Axes, *, xp: Any) -> Array:
+    """z = softcap · tanh(x / softcap) / temperature of whole rows, as `tempered` has it."""
+    x = softcapped(x, softcap, xp=xp)
+    m = x if _is_mild(temperature) else _top(x, axes, xp=xp)
+    return tempered(x, m, temperature, xp=xp)
 
-    With the axes of whole rows, those whose z would be huge are relative to their maximum: x − m is exact there
-    wherever exp(z) is not 0.
+
+def lifted(lse: Array, x: Array, softcap: float | None, temperature: Array | float, axes: Axes, *, xp: Any) -> Array:
+    """logsumexp(x) from that of the z that `capped` makes of x."""
+    if _is_mild(temperature):
+        return lse
+    m = _top(softcapped(x, softcap, xp=xp), axes, xp=xp)
+    return lse + over(_origin(m, temperature, xp=xp), temperature, xp=xp)
+
+
+def softcapped(x: Array, softcap: float | None, *, xp: Any) -> Array:
+    """softcap · tanh(x / softcap). An infinite logit stays infinite."""
+    return x if softcap is None else xp.where(xp.isinf(x), x, softcap * xp.tanh(x / softcap))
+
+
+def tempered(x: Array, m: Array, temperature: Array | float, *, xp: Any) -> Array:
+    """x / temperature; (x − m) / temperature where that of the maximum m would be huge.
+
+    There x − m is exact wherever exp(z) is not 0, and whatever is huge but for its ties alone has a weight.
     """
-    z = x if softcap is None else xp.where(xp.isinf(x), x, softcap * xp.tanh(x / softcap))
+    return over(x if _is_mild(temperature) else x - _origin(m, temperature, xp=xp), temperature, xp=xp)
+
+
+def _origin(m: Array, temperature: Array | float, *, xp: Any) -> Array:
     if not isinstance(temperature, float):
-        temperature = as_array(temperature, z, xp=xp)
-    if axes is None or (isinstance(temperature, float) and temperature >= 1.0):
-        return over(z, temperature, xp=xp)
-    m = constant(maximum(z, axes, xp=xp), xp)  # no derivative of a row asks for a shift
+        temperature = as_array(temperature, m, xp=xp)
     huge = xp.isfinite(m) & (over(xp.abs(m), temperature, xp=xp) > _HUGE) & (temperature < 1.0)
-    return over(z - xp.where(huge, m, xp.zeros_like(m)), temperature, xp=xp)
+    return xp.where(huge, m, xp.zeros_like(m))
+
+
+def _is_mild(temperature: Array | float) -> bool:
+    return isinstance(temperature, float) and temperature >= 1.0
+
+
+def _top(x: Array, axes: Axes, *, xp: Any) -> Array:
+    return constant(maximum(x, axes, xp=xp), xp)  # no derivative of a row asks for a shift
 
 
 def over(a: Array, temperature: float, *, xp: Any) -> Array:
@@ -58,11 +85,12 @@ def over(a: Array, temperature: float, *, xp: Any) -> Array:
     least = _LEAST[dtype_name(a)]
     if (known := isinstance(temperature, float)) and least <= temperature <= 1.0 / least:
         return a if temperature == 1.0 else a / temperature
-    # XLA multiplies by the reciprocal, which is not to be subnormal
+    # XLA multiplies by the reciprocal, which is not to be subnormal, and would make one infinite factor of two at hand
     if not known:
         temperature = as_array(temperature, a, xp=xp)
-    quarter = (0.25 if temperature > 1.0 else 1.0) if known else xp.where(temperature > 1.0, 0.25, 1.0)
-    return xp.where((a == 0.0) | xp.isinf(a), a, (quarter * a) / (quarter * temperature))
+    by = (0.25 if temperature > 1.0 else 2.0**64) if known else xp.where(temperature > 1.0, 0.25, 1.0)
+    stays = (a == 0.0) | xp.isinf(a)
+    return xp.where(stays, a, xp.where(stays, a, by * a) / (by * temperature))
 
 
 def as_array(number: Array | float, like: Array, *, xp: Any) -> Array:
@@ -109,13 +137,13 @@ class Exponentials(NamedTuple):
 
 
 def exponentials(
-    x: Array, axes: Axes, headroom: Array | None = None, *, classes: int | None = None, xp: Any
+    x: Array, axes: Axes, headroom: Array | None = None, *, classes: int | None = None, m: Array | None = None, xp: Any
 ) -> Exponentials:
     """`headroom`: the logarithm of a factor that w can be multiplied by without overflow, for c = m at the latest.
 
-    `classes`: the number of classes of a row of which x holds a part.
+    `classes`: the number of classes of a row of which x holds a part. `m`: the maximum, where it is known.
     """
-    m = maximum(x, axes, xp=xp)
+    m = maximum(x, axes, xp=xp) if m is None else m
     shift = _shift(m, _count(x, axes) if classes is None else classes, headroom, xp=xp)
     wm = shift.exp(shift.m0, xp=xp)
     at_max = x == m
@@ -458,17 +486,16 @@ def of_kept(a: Array, where: Array | None, axes: Axes, *, xp: Any) -> Array:
     return xp.where(count(where, axes, a.dtype, xp=xp) == 0.0, xp.zeros_like(a), a)
 
 
-def cross_entropy(x: Array, e: Exponentials, t: Array, zeta: Array | float, axes: Axes, *, xp: Any) -> Array:
+def cross_entropy(
+    x: Array, e: Exponentials, t: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any
+) -> Array:
     """L = T log1p(q / wm) + Σ_i t_i (m − x_i) + ζ logsumexp²: no term can cancel another; 0 · ∞ = 0"""
-    return _loss(total(t, axes, xp=xp), _far(x, e.m, t, axes, xp=xp), e.m, e.log_sum(xp=xp), zeta)
+    return _loss(total(t, axes, xp=xp), _far(x, e.m, t, axes, xp=xp), e.log_sum(xp=xp), zeta, lse)
 
 
-def _loss(sum_t: Array, far: Array, m: Array, log_sum: Array, zeta: Array | float) -> Array:
+def _loss(sum_t: Array, far: Array, log_sum: Array, zeta: Array | float, lse: Array) -> Array:
     loss = sum_t * log_sum + far
-    if _is(zeta, 0.0):
-        return loss
-    lse = m + log_sum
-    return loss + zeta * lse * lse
+    return loss if _is(zeta, 0.0) else loss + zeta * lse * lse
 
 
 def _far(x: Array, m: Array, t: Array, axes: Axes, *, xp: Any) -> Array:
@@ -500,7 +527,12 @@ def _grad(
     y: Array, not_y: Array, t: Array, sum_t: Array, others: Array, zeta: Array | float, lse: Array, *, xp: Any
 ) -> Array:
     grad = xp.where(y > 0.5, others - sum_t * not_y, sum_t * y - t)
-    return grad if _is(zeta, 0.0) else grad + 2.0 * zeta * (lse * y)  # 0 where y is
+    return grad if _is(zeta, 0.0) else grad + 2.0 * zeta * times_or_zero(lse, y, xp=xp)
+
+
+def times_or_zero(a: Array, b: Array, *, xp: Any) -> Array:
+    """a b, 0 where b = 0, though a may be ∞"""
+    return xp.where(b == 0.0, b, a) * b
 
 
 def unit(lse: Array, *, xp: Any) -> Array:
@@ -550,8 +582,10 @@ def hessian_product(of: Curvature, v: Array, axes: Axes, *, xp: Any) -> tuple[Ar
     p = total(xp.where(top, v, zeros), axes, xp=xp)
     rest = total(y * xp.where(top, zeros, v - p), axes, xp=xp)
     rest = rest - of.r * rest
-    product = factor * (y * xp.where(top, -rest, v - (p + rest)))
-    return (product if _is(of.zeta, 0.0) else product + pull * (p + rest) * y), later
+    product = y * xp.where(top, -rest, v - (p + rest))
+    if _is(of.zeta, 0.0):
+        return factor * product, later
+    return times_or_zero(factor, product, xp=xp) + pull * (p + rest) * y, later
 
 
 def hessian_diag(of: Curvature, axes: Axes, *, xp: Any) -> tuple[Array, Array | None]:
@@ -560,8 +594,10 @@ def hessian_diag(of: Curvature, axes: Axes, *, xp: Any) -> tuple[Array, Array | 
     top = of.y > _MOST
     others = total(xp.where(top, xp.zeros_like(of.y), of.y), axes, xp=xp)
     y = of.y if _is(of.r, 0.0) else of.y * (1.0 - of.r)
-    diag = factor * (of.y * xp.where(top, others - of.r * others, 1.0 - y))
-    return (diag if _is(of.zeta, 0.0) else diag + pull * of.y * y), later
+    diag = of.y * xp.where(top, others - of.r * others, 1.0 - y)
+    if _is(of.zeta, 0.0):
+        return factor * diag, later
+    return times_or_zero(factor, diag, xp=xp) + pull * of.y * y, later
 
 
 def _is(option: Array | float, number: float) -> bool:
@@ -573,14 +609,17 @@ def _is(option: Array | float, number: float) -> bool:
 
 
 class State(NamedTuple):
-    """What some classes of a row tell; one copy of the maximum stays out of `q`, and its t out of `others`."""
+    """What some classes of a row tell; one copy of the maximum stays out of `q`, and its t out of `others`.
 
-    m: Array
+    The others are of the z that `tempered` makes of the classes' x and their m.
+    """
+
+    m: Array  # max x, before the temperature
     wm: Array
     q: Array  # where m = −∞: 0 if all these classes are masked, else nan
     top: Array  # t at the maximum, of ties their sum: no gradient asks for it then
     others: Array  # Σ of the other t
-    far: Array  # Σ t (m − x)
+    far: Array  # Σ t (max z − z)
 
     @property
     def sum_t(self) -> Array:
@@ -595,32 +634,45 @@ class State(NamedTuple):
         return xp.log1p(self.q / self.wm)
 
 
-def state(x: Array, t: Array | None, where: Array | None, classes: int, axes: Axes, *, xp: Any) -> State:
-    """`t` is None where no loss is asked for."""
-    e = exponentials(x, axes, classes=classes, xp=xp)
+def state(
+    x: Array,
+    t: Array | None,
+    where: Array | None,
+    classes: int,
+    axes: Axes,
+    temperature: Array | float = 1.0,
+    *,
+    xp: Any,
+) -> State:
+    """`x` is what `softcapped` returns, as in all that follows; `t` is None where no loss is asked for."""
+    m = maximum(x, axes, xp=xp)
+    z, top = (tempered(a, m, temperature, xp=xp) for a in (x, m))
+    e = exponentials(z, axes, classes=classes, m=top, xp=xp)
     q = of_kept(e.q, where, axes, xp=xp)
     if t is None:
-        zeros = xp.zeros_like(e.m)
-        return State(e.m, e.wm, q, zeros, zeros, zeros)
-    zeros, at_max = xp.zeros_like(t), x == e.m
-    top, others = (total(a, axes, xp=xp) for a in (xp.where(at_max, t, zeros), xp.where(at_max, zeros, t)))
-    return State(e.m, e.wm, q, top, others, _far(x, e.m, t, axes, xp=xp))
+        zeros = xp.zeros_like(m)
+        return State(m, e.wm, q, zeros, zeros, zeros)
+    zeros, at_max = xp.zeros_like(t), z == top
+    of_top, others = (total(a, axes, xp=xp) for a in (xp.where(at_max, t, zeros), xp.where(at_max, zeros, t)))
+    return State(m, e.wm, q, of_top, others, _far(z, top, t, axes, xp=xp))
 
 
-def merged(s: State, classes: int, axes: Axes, *, xp: Any) -> State:
+def merged(s: State, classes: int, axes: Axes, temperature: Array | float = 1.0, *, xp: Any) -> State:
     """The state of a row from those of its parts, side by side along `axes`, all at once.
 
-    q = Σ (w_k + q_k w_k / wm_k) less one copy of wm, w_k = exp(m_k − c): no rounding is repeated by part after part.
+    q = Σ (w_k + q_k w_k / wm_k) less one copy of wm, w_k = exp(z_k − c): no rounding is repeated by part after part.
+    Where z of the row or of a part is huge, w_k is 0 or the part's own wm_k.
     """
     m = maximum(s.m, axes, xp=xp)
+    z, top = (tempered(a, m, temperature, xp=xp) for a in (s.m, m))
     at_max, zeros = s.m == m, xp.zeros_like(s.m)
-    own, shift = _shift(s.m, classes, xp=xp), _shift(m, classes, xp=xp)
-    w, wm = shift.exp(s.m, xp=xp), shift.exp(shift.m0, xp=xp)
+    own, shift = _shift(z, classes, xp=xp), _shift(top, classes, xp=xp)
+    w, wm = shift.exp(z, xp=xp), shift.exp(shift.m0, xp=xp)
     d = own.c - shift.c  # exact, so that w_k / wm_k = exp(d) is rounded once, unless it underflows
     near = d > -_REACH.get(dtype_name(m), _REACH["float64"])
     ratio = xp.exp(xp.where(near, d, zeros)) * (shift.scale / own.scale)
     q = xp.where(near, s.q * ratio, (s.q / s.wm) * w)
-    q = xp.where(s.m == -math.inf, zeros, q) + xp.where(at_max, zeros, w)
+    q = xp.where(z == -math.inf, zeros, q) + xp.where(at_max, zeros, w)
     q = total(q, axes, xp=xp) + (count(at_max, axes, q.dtype, xp=xp) - 1.0) * wm
     others = s.others + xp.where(at_max, zeros, s.top)
     return State(
@@ -629,7 +681,7 @@ def merged(s: State, classes: int, axes: Axes, *, xp: Any) -> State:
         xp.where(shift.finite, q, xp.where(m == -math.inf, total(s.q, axes, xp=xp), xp.full_like(q, math.nan))),
         total(xp.where(at_max, s.top, zeros), axes, xp=xp),
         total(others, axes, xp=xp),
-        total(s.far + _times_distance(s.sum_t, s.m, m, xp=xp), axes, xp=xp),
+        total(s.far + _times_distance(s.sum_t, z, top, xp=xp), axes, xp=xp),
     )
 
 
@@ -638,33 +690,38 @@ def weight_of(x: Array, m: Array, classes: int, *, xp: Any) -> Array:
     return _shift(m, classes, xp=xp).exp(x, xp=xp)
 
 
-def softmax_of_part(x: Array, s: State, classes: int, *, xp: Any) -> Array:
+def softmax_of_part(x: Array, s: State, classes: int, temperature: Array | float = 1.0, *, xp: Any) -> Array:
     """y at the classes x, s the state of the whole row."""
-    return _of_part(x, s, classes, xp=xp).softmax()
+    return _of_part(x, s, classes, temperature, xp=xp).softmax()
 
 
-def log_softmax_of_part(x: Array, s: State, *, xp: Any) -> Array:
-    return (0.0 - distance_from_max(x, s.m, xp=xp)) - s.log_sum(xp=xp)
+def log_softmax_of_part(x: Array, s: State, temperature: Array | float = 1.0, *, xp: Any) -> Array:
+    z, top = (tempered(a, s.m, temperature, xp=xp) for a in (x, s.m))
+    return (0.0 - distance_from_max(z, top, xp=xp)) - s.log_sum(xp=xp)
 
 
-def logsumexp_of_state(s: State, *, xp: Any) -> Array:
-    return _logsumexp(s.m, s.log_sum(xp=xp), xp=xp)
+def logsumexp_of_state(s: State, temperature: Array | float = 1.0, *, xp: Any) -> Array:
+    return _logsumexp(over(s.m, temperature, xp=xp), s.log_sum(xp=xp), xp=xp)
 
 
-def _of_part(x: Array, s: State, classes: int, *, xp: Any) -> Exponentials:
-    w = xp.where(x == s.m, s.wm, weight_of(x, s.m, classes, xp=xp))
-    return Exponentials(s.m, w, s.wm, s.q)
+def _of_part(x: Array, s: State, classes: int, temperature: Array | float, *, xp: Any) -> Exponentials:
+    z, top = (tempered(a, s.m, temperature, xp=xp) for a in (x, s.m))
+    w = xp.where(z == top, s.wm, weight_of(z, top, classes, xp=xp))
+    return Exponentials(top, w, s.wm, s.q)
 
 
-def cross_entropy_of_state(s: State, zeta: Array | float, *, xp: Any) -> Array:
-    loss = _loss(s.sum_t, s.far, s.m, s.log_sum(xp=xp), zeta)
+def cross_entropy_of_state(s: State, zeta: Array | float, temperature: Array | float = 1.0, *, xp: Any) -> Array:
+    lse = None if _is(zeta, 0.0) else logsumexp_of_state(s, temperature, xp=xp)
+    loss = _loss(s.sum_t, s.far, s.log_sum(xp=xp), zeta, lse)
     return xp.where(s.is_empty, xp.zeros_like(loss), loss)
 
 
-def cross_entropy_grad_of_part(x: Array, s: State, t: Array, zeta: Array | float, classes: int, *, xp: Any) -> Array:
+def cross_entropy_grad_of_part(
+    x: Array, s: State, t: Array, zeta: Array | float, classes: int, temperature: Array | float = 1.0, *, xp: Any
+) -> Array:
     """The gradient at the classes x, s the state of the whole row."""
-    e = _of_part(x, s, classes, xp=xp)
-    lse = s.m + s.log_sum(xp=xp)
+    e = _of_part(x, s, classes, temperature, xp=xp)
+    lse = None if _is(zeta, 0.0) else logsumexp_of_state(s, temperature, xp=xp)
     return _grad(e.softmax(), e.complement(xp=xp), t, s.sum_t, s.others, zeta, lse, xp=xp)
 
 

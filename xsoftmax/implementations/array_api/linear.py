@@ -127,8 +127,10 @@ class Linear:
         states = [part("class_state", block) for block in classes]
         columns = ([stored(a, self.p.library) for a in arrays] for arrays in zip(*states, strict=True))
         side_by_side = formulas.State(*(xp.concat(arrays, axis=-1) for arrays in columns))
-        state = formulas.merged(side_by_side, n, (-1,), xp=xp)
-        loss = formulas.cross_entropy_of_state(state, rows.zeta, xp=xp) if "loss" in self.p.wants else None
+        temperature, loss = self.p.temperature, None
+        state = formulas.merged(side_by_side, n, (-1,), temperature, xp=xp)
+        if "loss" in self.p.wants:
+            loss = formulas.cross_entropy_of_state(state, rows.zeta, temperature, xp=xp)
         pairs = zip(classes, states, strict=True)
         return loss, ((block, part("class_grad", block, own, state)) for block, own in pairs)
 

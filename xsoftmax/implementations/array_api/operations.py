@@ -40,7 +40,9 @@ def log_softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any)
 
 
 def logsumexp(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
-    return cast(formulas.logsumexp(logits(p, x, where, p.axes, xp), p.axes, xp=xp), p.result, xp)
+    x = masked(cast(x, p.compute, xp), where, -math.inf, xp)
+    z = formulas.capped(x, p.softcap, p.temperature, p.axes, xp=xp)
+    return cast(_lifted(p, formulas.logsumexp(z, p.axes, xp=xp), x, xp), p.result, xp)
 
 
 def signed_logsumexp(p: Problem, x: Array, b: Array, where: Array | None, *, xp: Any, run: Any) -> tuple[Array, Array]:
@@ -99,13 +101,15 @@ def cross_entropy(
     p: Problem, x: Array, targets: Array, rows: Rows, *, xp: Any, run: Any
 ) -> tuple[Array | None, Array | None]:
     """Loss of each row in the compute dtype, not scaled; gradient in the result dtype, scaled by `rows.scale`."""
-    x, z, t = _capped_rows(p, x, targets, rows, xp)
+    x, z = _capped(p, x, rows, xp)
+    t = target_rows(p, targets, rows, z, xp)
     e = formulas.exponentials(z, p.axes, xp=xp)
+    lse = _lifted(p, e.m + e.log_sum(xp=xp), x, xp) if _has_zeta(rows) else None
     loss = grad = None
     if "loss" in p.wants:
-        loss = formulas.of_kept(formulas.cross_entropy(z, e, t, rows.zeta, p.axes, xp=xp), rows.where, p.axes, xp=xp)
+        loss = formulas.cross_entropy(z, e, t, rows.zeta, lse, p.axes, xp=xp)
+        loss = formulas.of_kept(loss, rows.where, p.axes, xp=xp)
     if "grad" in p.wants:
-        lse = e.m + e.log_sum(xp=xp)
         rows, t = _in_units(rows, lse, t, xp=xp)
         grad = formulas.cross_entropy_grad(e.softmax(), e.complement(xp=xp), t, rows.zeta, lse, p.axes, xp=xp)
         grad = _of_logits(p, grad, x, rows, xp)
@@ -119,10 +123,9 @@ def class_state(
     p: Problem, x: Array, targets: Array | None, rows: Rows, part: formulas.Part, *, xp: Any, run: Any
 ) -> State:
     """What some classes of the rows tell of their loss; of their logits alone without targets."""
-    if targets is None:
-        return formulas.state(logits(p, x, rows.where, None, xp), None, rows.where, part.classes, p.axes, xp=xp)
-    _, z, t = _capped_rows(p, x, targets, rows, xp, part)
-    return formulas.state(z, t, rows.where, part.classes, p.axes, xp=xp)
+    _, x = part_of_logits(p, x, rows.where, xp)
+    t = None if targets is None else target_rows(p, targets, rows, x, xp, part)
+    return formulas.state(x, t, rows.where, part.classes, p.axes, p.temperature, xp=xp)
 
 
 def class_grad(
@@ -138,22 +141,26 @@ def class_grad(
     run: Any,
 ) -> Array:
     """The gradient at some classes, scaled by `rows.scale`, from their own state and that of the whole rows."""
-    x, z, t = _capped_rows(p, x, targets, rows, xp, part)
-    rows, t, top, others = _in_units(rows, state.m + state.log_sum(xp=xp), t, state.top, state.others, xp=xp)
+    x, softcapped = part_of_logits(p, x, rows.where, xp)
+    t = target_rows(p, targets, rows, x, xp, part)
+    lse = formulas.logsumexp_of_state(state, p.temperature, xp=xp) if _has_zeta(rows) else None
+    rows, t, top, others = _in_units(rows, lse, t, state.top, state.others, xp=xp)
     state = state._replace(top=top, others=others)
-    grad = formulas.cross_entropy_grad_of_part(z, state, t, rows.zeta, part.classes, xp=xp)
+    grad = formulas.cross_entropy_grad_of_part(softcapped, state, t, rows.zeta, part.classes, p.temperature, xp=xp)
     return _of_logits(p, grad, x, rows, xp)
 
 
 def class_softmax(
     p: Problem, x: Array, where: Array | None, part: formulas.Part, own: State, state: State, *, xp: Any, run: Any
 ) -> Array:
-    y = formulas.softmax_of_part(logits(p, x, where, None, xp), state, part.classes, xp=xp)
+    _, x = part_of_logits(p, x, where, xp)
+    y = formulas.softmax_of_part(x, state, part.classes, p.temperature, xp=xp)
     return cast(masked(y, where, 0.0, xp), p.result, xp)
 
 
 def class_log_softmax(p: Problem, x: Array, where: Array | None, state: State, *, xp: Any, run: Any) -> Array:
-    log_y = formulas.log_softmax_of_part(logits(p, x, where, None, xp), state, xp=xp)
+    _, x = part_of_logits(p, x, where, xp)
+    log_y = formulas.log_softmax_of_part(x, state, p.temperature, xp=xp)
     return rounded(masked(log_y, where, -math.inf, xp), p.result, xp)
 
 
@@ -226,9 +233,13 @@ def _gradient(p: Problem, z: Array, targets: Array, rows: Rows, of: formulas.Cur
     return formulas.cross_entropy_grad(of.y, not_y, t, rows.zeta, of.lse, p.axes, xp=xp)
 
 
+def _has_zeta(rows: Rows) -> bool:
+    return not isinstance(rows.zeta, float) or rows.zeta != 0.0
+
+
 def _in_units(rows: Rows, lse: Array | None, *of_t: Array | float, xp: Any) -> tuple[Any, ...]:
     """ζ and what is linear in the targets times `formulas.unit`, which the row's scale takes back."""
-    if isinstance(rows.zeta, float) and rows.zeta == 0.0:
+    if not _has_zeta(rows):
         return rows, *of_t
     unit = formulas.unit(lse, xp=xp)
     scale = (1.0 if rows.scale is None else rows.scale) / unit
@@ -249,27 +260,30 @@ def kl_divergence(p: Problem, a: Array, b: Array, *, xp: Any, run: Any) -> Array
     return cast(formulas.kl_divergence(a, b, p.axes, xp=xp), p.result, xp)
 
 
-def logits(p: Problem, x: Array, where: Array | None, axes: Axes | None, xp: Any) -> Array:
-    """As `formulas.capped` has it, with the axes of whole rows."""
+def logits(p: Problem, x: Array, where: Array | None, axes: Axes, xp: Any) -> Array:
+    """Of whole rows, as `formulas.capped` has them."""
     x = masked(cast(x, p.compute, xp), where, -math.inf, xp)
     return formulas.capped(x, p.softcap, p.temperature, axes, xp=xp)
+
+
+def part_of_logits(p: Problem, x: Array, where: Array | None, xp: Any) -> tuple[Array, Array]:
+    """Without and with the cap; the temperature is the formulas'."""
+    x = masked(cast(x, p.compute, xp), where, -math.inf, xp)
+    return x, formulas.softcapped(x, p.softcap, xp=xp)
 
 
 def masked(x: Array, where: Array | None, value: float, xp: Any) -> Array:
     return x if where is None else xp.where(where, x, xp.full_like(x, value))
 
 
-def _capped_rows(
-    p: Problem, x: Array, targets: Array, rows: Rows, xp: Any, part: formulas.Part | None = None
-) -> tuple[Array, Array, Array]:
-    """Logits, what cap and temperature make of them, and targets, all in the compute dtype."""
-    x, z = _capped(p, x, rows, xp, part)
-    return x, z, target_rows(p, targets, rows, z, xp, part)
-
-
-def _capped(p: Problem, x: Array, rows: Rows, xp: Any, part: formulas.Part | None = None) -> tuple[Array, Array]:
+def _capped(p: Problem, x: Array, rows: Rows, xp: Any) -> tuple[Array, Array]:
+    """Logits, and what cap and temperature make of them, in the compute dtype."""
     x = masked(cast(x, p.compute, xp), rows.where, -math.inf, xp)
-    return x, formulas.capped(x, p.softcap, p.temperature, None if part or p.z_loss else p.axes, xp=xp)
+    return x, formulas.capped(x, p.softcap, p.temperature, p.axes, xp=xp)
+
+
+def _lifted(p: Problem, lse: Array, x: Array, xp: Any) -> Array:
+    return formulas.lifted(lse, x, p.softcap, p.temperature, p.axes, xp=xp)
 
 
 def _of_logits(p: Problem, grad: Array, x: Array, rows: Rows, xp: Any) -> Array:
@@ -315,7 +329,8 @@ def _second_order(
     r = formulas.excess(y, p.axes, xp=xp) if p.result == p.compute else 0.0  # a wider y has digits enough
     lse = None
     if p.z_loss:  # −∞ · 0 would be nan
-        lse = formulas.of_kept(run("logsumexp", inner, z, rows.where, xp=xp), rows.where, p.axes, xp=xp)
+        lse = _lifted(p, run("logsumexp", inner, z, rows.where, xp=xp), x, xp)
+        lse = formulas.of_kept(lse, rows.where, p.axes, xp=xp)
     in_units, high, low = _in_units(rows, lse, *sum_t, xp=xp)
     scale = in_units.scale if p.softcap is None else None  # the gradient that a cap asks for is scaled at the end
     return x, z, formulas.Curvature(y, r, Pair(high, low), in_units.zeta, lse, scale), in_units

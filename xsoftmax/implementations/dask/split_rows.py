@@ -29,7 +29,8 @@ def log_softmax(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any)
 def logsumexp(p: Problem, x: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
     parts = Parts(p, run, x=x, where=where)
     _, state = _states(parts)
-    return parts.of_rows(formulas.logsumexp_of_state, state, p.compute).astype(p.result)
+    of_row = partial(formulas.logsumexp_of_state, temperature=p.temperature)
+    return parts.of_rows(of_row, state, p.compute).astype(p.result)
 
 
 def softmax_product(p: Problem, y: Array, v: Array, where: Array | None, *, xp: Any, run: Any) -> Array:
@@ -62,10 +63,11 @@ def cross_entropy(
     if where is not None and p.label_smoothing:
         parts.add("number", parts.merged(parts.each(_kept, dtype=p.compute, kept=False, name="kept"), sums.total))
     states = parts.each(_state, dtype=p.compute, kept=False, name="states")
-    state = parts.merged(states, partial(_merged_states, classes=parts.classes))
+    state = _merged(parts, states)
     loss = grad = None
     if "loss" in p.wants:
-        loss = parts.of_rows(formulas.cross_entropy_of_state, state, p.compute, zeta=parts.row_option("zeta"))
+        of_row = partial(formulas.cross_entropy_of_state, temperature=p.temperature)
+        loss = parts.of_rows(of_row, state, p.compute, zeta=parts.row_option("zeta"))
     if "grad" in p.wants:
         grad = parts.each(_grad, states, state, dtype=p.result, kept=True, name="blocks")
     return loss, grad
@@ -77,7 +79,11 @@ def cross_entropy(
 
 def _states(parts: Parts) -> tuple[Array, Array]:
     states = parts.each(_state, dtype=parts.p.compute, kept=False, name="states")
-    return states, parts.merged(states, partial(_merged_states, classes=parts.classes))
+    return states, _merged(parts, states)
+
+
+def _merged(parts: Parts, states: Array) -> Array:
+    return parts.merged(states, partial(_merged_states, classes=parts.classes, temperature=parts.p.temperature))
 
 
 def _rows_of(b: Blocks) -> Rows:
@@ -92,8 +98,8 @@ def _state(p: Problem, b: Blocks, part: Part, *, xp: Any, run: Any) -> Any:
     return run("class_state", p, b["x"], b.get("targets"), _rows_of(b), part, xp=xp)
 
 
-def _merged_states(states: Any, axes: Any, classes: int, *, xp: Any) -> Any:
-    return formulas.merged(states, classes, axes, xp=xp)
+def _merged_states(states: Any, axes: Any, classes: int, temperature: float, *, xp: Any) -> Any:
+    return formulas.merged(states, classes, axes, temperature, xp=xp)
 
 
 def _softmax(p: Problem, b: Blocks, part: Part, own: Any, state: Any, *, xp: Any, run: Any) -> Array:

@@ -142,11 +142,11 @@ def _masked(a: Array, block: dict[str, Any], value: float) -> Array:
 
 
 def _capped(context: _Context, block: dict[str, Any]) -> tuple[Array, Array | float]:
-    """z and ∂z / ∂(x @ factor.T), in the compute dtype."""
+    """z times the temperature and ∂z / ∂(x @ factor.T), in the compute dtype."""
     p, z = context.p, _masked(cast(_logits(context, block), context.p.compute, jnp), block, -math.inf)
     slope, _ = formulas.capped_derivatives(z, p.softcap, xp=jnp)
     slope = formulas.over(jnp.ones_like(z) if slope is None else slope, p.temperature, xp=jnp)
-    return formulas.capped(z, p.softcap, p.temperature, None, xp=jnp), slope
+    return formulas.softcapped(z, p.softcap, xp=jnp), slope
 
 
 def _targets(context: _Context, block: dict[str, Any]) -> tuple[Array, Array | None]:
@@ -185,8 +185,7 @@ def _zeta(context: _Context, zeta: Array | None) -> Array | float:
 @_ruled
 def _share(context: _Context, state: State, lse: Array, z: Array) -> Array:
     """y, of the classes of a block"""
-    w = jnp.where(z == state.m, state.wm, formulas.weight_of(z, state.m, context.classes, xp=jnp))
-    return w / (state.q + state.wm)
+    return formulas.softmax_of_part(z, state, context.classes, context.p.temperature, xp=jnp)
 
 
 def _share_jvp(context: _Context, primals: Any, tangents: Any) -> Any:
@@ -202,7 +201,8 @@ def _gradient(
     context: _Context, state: State, lse: Array, sum_t: Array, z: Array, t: Array, zeta: Array | None
 ) -> Array:
     """g = T y − t + 2 ζ ℓ y, of the classes of a block"""
-    return formulas.cross_entropy_grad_of_part(z, state, t, _zeta(context, zeta), context.classes, xp=jnp)
+    zeta, temperature = _zeta(context, zeta), context.p.temperature
+    return formulas.cross_entropy_grad_of_part(z, state, t, zeta, context.classes, temperature, xp=jnp)
 
 
 def _gradient_jvp(context: _Context, primals: Any, tangents: Any) -> Any:
@@ -226,15 +226,15 @@ _gradient.defjvp(_gradient_jvp)
 def _state(context: _Context, given: _Operands) -> State:
     def step(block: dict[str, Any]) -> State:
         (z, _), (t, _) = _capped(context, block), _targets(context, block)
-        return formulas.state(z, t, block.get("where"), context.classes, (-1,), xp=jnp)
+        return formulas.state(z, t, block.get("where"), context.classes, (-1,), context.p.temperature, xp=jnp)
 
     side_by_side = jax.tree.map(lambda a: a[:, 0, :], context.of_blocks(step, given.rows, given.classes))
-    return formulas.merged(side_by_side, context.classes, (-1,), xp=jnp)
+    return formulas.merged(side_by_side, context.classes, (-1,), context.p.temperature, xp=jnp)
 
 
 @_ruled
 def _loss(context: _Context, state: State, given: _Operands) -> Array:
-    return formulas.cross_entropy_of_state(state, _zeta(context, given.zeta), xp=jnp)
+    return formulas.cross_entropy_of_state(state, _zeta(context, given.zeta), context.p.temperature, xp=jnp)
 
 
 @partial(_loss.defjvp, symbolic_zeros=True)
@@ -259,7 +259,7 @@ def _loss_jvp(context: _Context, primals: Any, tangents: Any) -> Any:
 
 @_ruled
 def _lse(context: _Context, state: State, given: _Operands) -> Array:
-    lse = state.m + state.log_sum(xp=jnp)
+    lse = formulas.logsumexp_of_state(state, context.p.temperature, xp=jnp)
     return jnp.where(state.is_empty, 0.0, lse)
 
 

@@ -61,24 +61,32 @@ def normalise(
         plain = replace(plain, dtype=p.compute, result=p.compute)
 
     def read(at: _Place) -> Array:
-        z = at.of(x)
-        return _read(array_api.logits(p, z, at.of(where), None, np) if has_options else z)
+        piece = at.of(x)
+        return _read(array_api.part_of_logits(p, piece, at.of(where), np)[1] if has_options else piece)
+
+    def tempered(a: Array, m: Array) -> Array:
+        return formulas.tempered(a, m, p.temperature, xp=np)
 
     def own(at: _Place) -> Any:
-        return run("class_state", plain, read(at), None, Rows(), _part(at, classes), xp=np)
+        piece = read(at)
+        if p.temperature == 1.0:
+            return run("class_state", plain, piece, None, Rows(), _part(at, classes), xp=np)
+        m = np.max(piece, axis=-1, keepdims=True)
+        return run("class_state", plain, tempered(piece, m), None, Rows(), _part(at, classes), xp=np)._replace(m=m)
 
     def result(at: _Place, own: Any, state: Any) -> None:
+        z, own, state = tempered(read(at), state.m), *(s._replace(m=tempered(s.m, state.m)) for s in (own, state))
         if operation == "softmax":
-            part = run("class_softmax", plain, read(at), None, _part(at, classes), own, state, xp=np)
+            part = run("class_softmax", plain, z, None, _part(at, classes), own, state, xp=np)
         else:
-            part = run("class_log_softmax", plain, read(at), None, state, xp=np)
+            part = run("class_log_softmax", plain, z, None, state, xp=np)
         masked = 0.0 if operation == "softmax" else -np.inf
         at.of(y)[...] = array_api.masked(part, at.of(where), masked, np)
 
     def of_row(row: slice, state: Any) -> None:
-        y[row] = formulas.logsumexp_of_state(state, xp=np)
+        y[row] = formulas.logsumexp_of_state(state, p.temperature, xp=np)
 
-    merge = partial(formulas.merged, classes=classes)
+    merge = partial(formulas.merged, classes=classes, temperature=p.temperature)
     if operation == "logsumexp":
         _on_pieces(x.shape, own, merge, of_row, None)
     else:
@@ -111,13 +119,13 @@ def cross_entropy(
     def of_row(row: slice, state: Any) -> None:
         if loss is not None:
             at = _Place(row, slice(None))
-            value = formulas.cross_entropy_of_state(state, at.of_row(rows.zeta), xp=np)
+            value = formulas.cross_entropy_of_state(state, at.of_row(rows.zeta), p.temperature, xp=np)
             loss[row] = value if rows.where is None or at.of(rows.where).any() else 0.0
 
     def result(at: _Place, own: Any, state: Any) -> None:
         at.of(grad)[...] = run("class_grad", *given(at), own, state, xp=np)
 
-    merge = partial(formulas.merged, classes=classes)
+    merge = partial(formulas.merged, classes=classes, temperature=p.temperature)
     _on_pieces(x.shape, own, merge, of_row, None if grad is None else result)
 
 

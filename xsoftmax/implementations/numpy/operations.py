@@ -175,9 +175,12 @@ class Operations:
             kept = _rows(where)
             raw = array_api.masked(cast(_rows(x), p.compute, xp), kept, -math.inf, xp)
             labels, *numbers = (_rows(a) for a in (labels, *by_row))
-            z = formulas.capped(raw, p.softcap, p.temperature, None if p.z_loss else (-1,), xp=xp)
+            source = _rows(t) if labels is None else labels[:, 0]
+            if p.z_loss and _are_lifted(p, raw):
+                _by_formulas(p, raw, source, kept, weight, grad, *numbers)
+                return
+            z = formulas.capped(raw, p.softcap, p.temperature, (-1,), xp=xp)
             if not by_label:
-                source = _rows(t) if labels is None else labels[:, 0]
                 t = array_api.target_rows(replace(p, axes=(-1,)), source, Rows(kept, weight), z, xp)
                 labels = None
             g = None if grad is None else np.empty_like(z)
@@ -320,6 +323,30 @@ def _rows(block: Array | None) -> Array | None:
 
 def _prepared(p: Problem, x: Array, where: Array | None, xp: Any) -> Array:
     return np.ascontiguousarray(array_api.logits(p, _rows(x), _rows(where), (-1,), xp))
+
+
+def _are_lifted(p: Problem, x: Array) -> bool:
+    """Whether the z of a row are relative to its maximum, of which no kernel makes the logsumexp."""
+    return bool(formulas.lifted(np.zeros((len(x), 1)), x, p.softcap, p.temperature, (-1,), xp=np).any())
+
+
+def _by_formulas(
+    p: Problem,
+    x: Array,
+    targets: Array,
+    where: Array | None,
+    weight: Array | None,
+    grad: Array | None,
+    zeta: Array | None,
+    scale: Array | None,
+    loss: Array | None,
+) -> None:
+    rows = Rows(where, weight, scale, 0.0 if zeta is None else zeta)
+    of_loss, of_grad = array_api.cross_entropy(replace(p, axes=(-1,)), x, targets, rows, xp=np, run=None)
+    if loss is not None:
+        loss[...] = of_loss
+    if grad is not None:
+        grad[...] = of_grad.reshape(grad.shape)
 
 
 def _row_shape(p: Problem, x: Array) -> tuple[int, ...]:

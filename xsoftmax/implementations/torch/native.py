@@ -376,8 +376,7 @@ class _Row:
     def of_z(self, operation: Callable[..., Array]) -> Array:
         p, where = self.c.p, self.rows.where
         plain = {"dtype": p.compute, "result": p.compute, "temperature": 1.0, "softcap": None, "wants": ()}
-        axes = None if p.z_loss else p.axes
-        z = formulas.capped(self.c.wide(self.x, where), p.softcap, p.temperature, axes, xp=self.c.xp)
+        z = formulas.capped(self.c.wide(self.x, where), p.softcap, p.temperature, p.axes, xp=self.c.xp)
         return self.c(operation, z, where, **plain)
 
     def centred(self, v: Array) -> Array:
@@ -391,8 +390,14 @@ class _Row:
         return _masked(formulas.cross_entropy_grad(y, not_y, t, 0.0, y, axes, xp=xp), self.rows.where)
 
     def log_normaliser(self) -> Array:
-        """logsumexp(z), 0 where nothing is kept"""
-        return formulas.of_kept(self.of_z(logsumexp), self.rows.where, self.c.p.axes, xp=self.c.xp)
+        """logsumexp, 0 where nothing is kept"""
+        p, xp, x = self.c.p, self.c.xp, self.c.wide(self.x, self.rows.where)
+        lse = formulas.lifted(self.of_z(logsumexp), x, p.softcap, p.temperature, p.axes, xp=xp)
+        return formulas.of_kept(lse, self.rows.where, p.axes, xp=xp)
+
+    def share_of_lse(self) -> Array:
+        """logsumexp y"""
+        return formulas.times_or_zero(self.log_normaliser(), self.of_z(softmax), xp=self.c.xp)
 
     def surprise(self) -> Array:
         """∂L/∂t_i = logsumexp(z) − z_i"""
@@ -478,7 +483,7 @@ def _gradient_back(c: _Context, kept: list[Any], u: Array) -> Arrays:
         dscale = c.sum(u * row.gradient(None, c.p.compute)).sum_to_size(scale.shape)
     if c.needs[5]:
         y_v = c.sum(row.of_z(softmax) * row.times_slope(scaled))
-        dzeta = (2.0 * (row.log_normaliser() * y_v)).sum_to_size(row.rows.zeta.shape)
+        dzeta = (2.0 * formulas.times_or_zero(row.log_normaliser(), y_v, xp=c.xp)).sum_to_size(row.rows.zeta.shape)
     return dx, dtargets, None, dweight, dscale, dzeta
 
 
@@ -508,7 +513,7 @@ def _gradient_forth(row: _Row, tangents: Arrays) -> Array | None:
     parts = [
         None if dx is None else row.hessian_product(c.wide(dx, row.rows.where), c.p.compute),
         None if dt is None else row.times_slope(row.gradient_at(dt)),
-        None if dzeta is None else row.times_slope(row.log_normaliser() * row.of_z(softmax)) * (2.0 * dzeta),
+        None if dzeta is None else row.times_slope(row.share_of_lse()) * (2.0 * dzeta),
     ]
     if (total := _total(*parts)) is not None and scale is not None:
         total = _times(scale, total)
