@@ -169,6 +169,8 @@ def test_linear_losses_of_the_coldest_rows(xb, temperature, chunk_size):
 @pytest.mark.backend("dask")
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_split_classes_of_the_coldest_rows(xb, temperature):
+    if xb.name != "dask":
+        pytest.skip("others have no split classes")
     da = pytest.importorskip("dask.array")
 
     def cut(a):
@@ -186,6 +188,8 @@ def test_split_classes_of_the_coldest_rows(xb, temperature):
 def test_long_rows_of_the_coldest(xb, temperature, implementation, monkeypatch):
     monkeypatch.setattr(long, "LONG", 4)
     monkeypatch.setattr(long, "_PIECE", 2)
+    if xb.name != "numpy":
+        pytest.skip("these are NumPy's")
     operation, recipe, _ = recorded(xs.softmax, np.zeros(2))
     if why := reasons(implementation, operation, recipe):
         pytest.skip("; ".join(why))
