@@ -376,9 +376,9 @@ def signed_logsumexp(x: Array, b: Array, axes: Axes, *, xp: Any) -> tuple[Array,
 
 
 def _cut_total(t: Array, largest: Array, axes: Axes, *, xp: Any) -> tuple[Array, Array]:
-    """Σ t in two: terms cut at an ulp of 2 C max |t| add up exactly, in any order, and so little is left of them."""
+    """Σ t in two: terms cut at an ulp of 2 C max |t| add up exactly, in any order, and so little is left."""
     _, _, limit = _LIMITS.get(dtype_name(t), _LIMITS["float64"])
-    factor = 2.0 * max(1, _count(t, axes))
+    factor = 2.0 ** (2 * max(1, _count(t, axes)) - 1).bit_length()  # of two: a fused product rounds alike
     cut = xp.where(largest < limit / factor / 2.0, factor * largest, xp.zeros_like(largest))
     high = (t + cut) - cut
     finite = xp.isfinite(high)

@@ -43,15 +43,16 @@ def apart(x: Array, axes: Axes, *, xp: Any) -> tuple[Array, Array | float]:
     x = total(x, tuple(others), xp=xp) if others else x
     if _has_blocks(xp) or is_symbolic(x.shape[axis]) or x.shape[axis] is None or x.shape[axis] <= 1:
         return total(x, (axis,), xp=xp), 0.0
-    if may_be_cut(x, xp):
-        x = _halved_within(x, axis, math.gcd(x.shape[axis], _PARTS[0]), xp=xp)
+    if may_be_cut(x, xp):  # XLA may compute a product twice, once rounded and once fused with a sum; not so a choice
+        x = xp.where(xp.abs(x) < math.inf, x, x + x)
     return _cut(x, axis, xp=xp)
 
 
 def _cut(x: Array, axis: int, *, xp: Any) -> tuple[Array, Array]:
-    """Terms cut at an ulp of 2 n max |x| add up exactly, in any order, and so little is left of them."""
+    """Terms cut at an ulp of 2 n max |x| or more add up exactly, in any order, and so little is left of them."""
     largest = constant(completed(xp.max(xp.abs(x), axis=axis, keepdims=True)), xp)
-    cut = 2.0 * x.shape[axis] * largest
+    # a power of two: no compiler that fuses the product with the sum rounds another way
+    cut = 2.0 ** (2 * x.shape[axis] - 1).bit_length() * largest
     high = (x + cut) - cut
     sums = (completed(xp.sum(a, axis=axis, keepdims=True)) for a in (high, x - high))
     plain = completed(xp.sum(x, axis=axis, keepdims=True))
