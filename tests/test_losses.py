@@ -296,8 +296,12 @@ def test_z_loss(xb):
 @pytest.mark.parametrize("targets", ["labels", "one-hot"])
 @pytest.mark.parametrize("classes", [3, 40])
 @pytest.mark.parametrize("axis", [-1, 0])
-def test_z_loss_of_the_largest_logits(xb, implementation, targets, classes, axis):
-    """2 ζ logsumexp overflows where a row's share of a mean does not; no class without probability is touched by it."""
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_z_loss_of_the_largest_logits(xb, implementation, targets, classes, axis, temperature):
+    """2 ζ logsumexp overflows where a row's share of a mean does not; no class without probability is touched by it.
+
+    By a temperature logsumexp does itself.
+    """
     if implementation is not None and xb.name != "numpy":
         pytest.skip("other implementations of NumPy's")
     largest = float(np.finfo(widest(xb)).max)
@@ -309,9 +313,9 @@ def test_z_loss_of_the_largest_logits(xb, implementation, targets, classes, axis
     y /= y.sum(-1, keepdims=True)
     x, one_hot, v = (np.moveaxis(a, -1, axis) for a in (x, np.eye(classes)[labels], np.ones(x.shape)))
     t, y = labels if targets == "labels" else one_hot, np.moveaxis(y, -1, axis)
-    shared = 4.0 * (np.max(x, axis=axis, keepdims=True) / 16 * y)
-    expected = shared + np.where(shared == 0.0, (y - one_hot) / 16, 0.0)
-    options = {"z_loss": 2.0, "axis": axis}
+    shared = np.max(x, axis=axis, keepdims=True) * (4.0 / 16 / temperature**2) * y
+    expected = shared + np.where(shared == 0.0, (y - one_hot) / 16 / temperature, 0.0)
+    options = {"z_loss": 2.0, "axis": axis, "temperature": temperature}
     with xs.use_implementation(implementation) if implementation else contextlib.nullcontext():
         grad = call("cross_entropy_grad", xb, x, t, **options)
         product = call("cross_entropy_hvp", xb, x, t, v, **options)
@@ -319,8 +323,8 @@ def test_z_loss_of_the_largest_logits(xb, implementation, targets, classes, axis
     eps = np.finfo(widest(xb)).eps
     np.testing.assert_allclose(grad, expected, rtol=8 * eps)
     np.testing.assert_array_equal(same, grad)
-    np.testing.assert_allclose(product, y * 4.0 / 16, rtol=8 * eps)
-    spread = np.where(y == 1.0, 4.0 / 16, shared * (1.0 - y))
+    np.testing.assert_allclose(product, y * 4.0 / 16 / temperature**2, rtol=8 * eps)
+    spread = np.where(y == 1.0, 4.0 / 16 / temperature**2, shared * (1.0 - y) / temperature)
     np.testing.assert_allclose(diag, spread, rtol=8 * eps)
 
 

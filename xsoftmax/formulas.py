@@ -44,12 +44,22 @@ def capped(x: Array, softcap: float | None, temperature: Array | float, axes: Ax
     return tempered(x, m, temperature, xp=xp)
 
 
-def lifted(lse: Array, x: Array, softcap: float | None, temperature: Array | float, axes: Axes, *, xp: Any) -> Array:
-    """logsumexp(x) from that of the z that `capped` makes of x."""
+def lifted(
+    lse: Array,
+    x: Array,
+    softcap: float | None,
+    temperature: Array | float,
+    axes: Axes,
+    unit: Array | float = 1.0,
+    *,
+    xp: Any,
+) -> Array:
+    """unit · logsumexp(x) from that of the z that `capped` makes of x."""
+    lse = lse * unit
     if _is_mild(temperature):
         return lse
     m = _top(softcapped(x, softcap, xp=xp), axes, xp=xp)
-    return lse + over(_origin(m, temperature, xp=xp), temperature, xp=xp)
+    return lse + over(_origin(m, temperature, xp=xp) * unit, temperature, xp=xp)
 
 
 def softcapped(x: Array, softcap: float | None, *, xp: Any) -> Array:
@@ -548,8 +558,9 @@ class Curvature(NamedTuple):
     r: Array | float
     sum_t: Pair  # T
     zeta: Array | float
-    lse: Array  # None where ζ = 0
+    lse: Array  # None where ζ = 0; in units, as T is
     scale: Array | float | None
+    unit: Array | float = 1.0
 
     def factors(self, *, xp: Any) -> tuple[Array, Array, Array | None]:
         """scale (T + 2 ζ logsumexp) (1 − r), rounded once; 2 ζ scale (1 − r); the scale that is left for the end.
@@ -559,6 +570,7 @@ class Curvature(NamedTuple):
         own, pull = self.sum_t, 2.0 * self.zeta
         if not _is(self.zeta, 0.0):
             own = plus(own, times(Pair(self.lse), Pair(as_array(pull, self.lse, xp=xp)), xp=xp), xp=xp)
+            pull = pull * self.unit
         one = as_array(1.0, self.y, xp=xp)
         scale = one if self.scale is None else one * self.scale
         scaled = times(own, Pair(scale, -self.r * scale), xp=xp).value()
@@ -700,8 +712,9 @@ def log_softmax_of_part(x: Array, s: State, temperature: Array | float = 1.0, *,
     return (0.0 - distance_from_max(z, top, xp=xp)) - s.log_sum(xp=xp)
 
 
-def logsumexp_of_state(s: State, temperature: Array | float = 1.0, *, xp: Any) -> Array:
-    return _logsumexp(over(s.m, temperature, xp=xp), s.log_sum(xp=xp), xp=xp)
+def logsumexp_of_state(s: State, temperature: Array | float = 1.0, unit: Array | float = 1.0, *, xp: Any) -> Array:
+    """unit · logsumexp"""
+    return _logsumexp(over(s.m * unit, temperature, xp=xp), s.log_sum(xp=xp) * unit, xp=xp)
 
 
 def _of_part(x: Array, s: State, classes: int, temperature: Array | float, *, xp: Any) -> Exponentials:
@@ -717,11 +730,19 @@ def cross_entropy_of_state(s: State, zeta: Array | float, temperature: Array | f
 
 
 def cross_entropy_grad_of_part(
-    x: Array, s: State, t: Array, zeta: Array | float, classes: int, temperature: Array | float = 1.0, *, xp: Any
+    x: Array,
+    s: State,
+    t: Array,
+    zeta: Array | float,
+    classes: int,
+    temperature: Array | float = 1.0,
+    unit: Array | float = 1.0,
+    *,
+    xp: Any,
 ) -> Array:
-    """The gradient at the classes x, s the state of the whole row."""
+    """The gradient at the classes x, s the state of the whole row; with t and its sums in units, in units."""
     e = _of_part(x, s, classes, temperature, xp=xp)
-    lse = None if _is(zeta, 0.0) else logsumexp_of_state(s, temperature, xp=xp)
+    lse = None if _is(zeta, 0.0) else logsumexp_of_state(s, temperature, unit, xp=xp)
     return _grad(e.softmax(), e.complement(xp=xp), t, s.sum_t, s.others, zeta, lse, xp=xp)
 
 

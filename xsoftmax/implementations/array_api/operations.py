@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,13 +106,14 @@ def cross_entropy(
     x, z = _capped(p, x, rows, xp)
     t = target_rows(p, targets, rows, z, xp)
     e = formulas.exponentials(z, p.axes, xp=xp)
-    lse = _lifted(p, e.m + e.log_sum(xp=xp), x, xp) if _has_zeta(rows) else None
+    lse_in = partial(_lifted, p, e.m + e.log_sum(xp=xp), x, xp)
     loss = grad = None
     if "loss" in p.wants:
+        lse = lse_in(1.0) if _has_zeta(rows) else None
         loss = formulas.cross_entropy(z, e, t, rows.zeta, lse, p.axes, xp=xp)
         loss = formulas.of_kept(loss, rows.where, p.axes, xp=xp)
     if "grad" in p.wants:
-        rows, t = _in_units(rows, lse, t, xp=xp)
+        rows, lse, _, t = _in_units(rows, lse_in, t, xp=xp)
         grad = formulas.cross_entropy_grad(e.softmax(), e.complement(xp=xp), t, rows.zeta, lse, p.axes, xp=xp)
         grad = _of_logits(p, grad, x, rows, xp)
     return loss, grad
@@ -143,10 +146,11 @@ def class_grad(
     """The gradient at some classes, scaled by `rows.scale`, from their own state and that of the whole rows."""
     x, softcapped = part_of_logits(p, x, rows.where, xp)
     t = target_rows(p, targets, rows, x, xp, part)
-    lse = formulas.logsumexp_of_state(state, p.temperature, xp=xp) if _has_zeta(rows) else None
-    rows, t, top, others = _in_units(rows, lse, t, state.top, state.others, xp=xp)
+    lse_in = partial(formulas.logsumexp_of_state, state, p.temperature, xp=xp)
+    rows, _, unit, t, top, others = _in_units(rows, lse_in, t, state.top, state.others, xp=xp)
     state = state._replace(top=top, others=others)
-    grad = formulas.cross_entropy_grad_of_part(softcapped, state, t, rows.zeta, part.classes, p.temperature, xp=xp)
+    numbers = rows.zeta, part.classes, p.temperature, unit
+    grad = formulas.cross_entropy_grad_of_part(softcapped, state, t, *numbers, xp=xp)
     return _of_logits(p, grad, x, rows, xp)
 
 
@@ -229,21 +233,20 @@ def cross_entropy_hessian_diag(p: Problem, x: Array, targets: Array, rows: Rows,
 
 def _gradient(p: Problem, z: Array, targets: Array, rows: Rows, of: formulas.Curvature, xp: Any) -> Array:
     t, not_y = target_rows(p, targets, rows, z, xp), formulas.complement(of.y, p.axes, xp=xp)
-    rows, t = _in_units(rows, of.lse, t, xp=xp)
-    return formulas.cross_entropy_grad(of.y, not_y, t, rows.zeta, of.lse, p.axes, xp=xp)
+    return formulas.cross_entropy_grad(of.y, not_y, t * of.unit, rows.zeta, of.lse, p.axes, xp=xp)
 
 
 def _has_zeta(rows: Rows) -> bool:
     return not isinstance(rows.zeta, float) or rows.zeta != 0.0
 
 
-def _in_units(rows: Rows, lse: Array | None, *of_t: Array | float, xp: Any) -> tuple[Any, ...]:
-    """ζ and what is linear in the targets times `formulas.unit`, which the row's scale takes back."""
+def _in_units(rows: Rows, lse_in: Callable[[Array | float], Array], *of_t: Array | float, xp: Any) -> tuple[Any, ...]:
+    """Rows whose scale takes `formulas.unit` back; logsumexp and what is linear in the targets times it, and itself."""
     if not _has_zeta(rows):
-        return rows, *of_t
-    unit = formulas.unit(lse, xp=xp)
+        return rows, None, 1.0, *of_t
+    unit = formulas.unit(lse_in(1.0), xp=xp)
     scale = (1.0 if rows.scale is None else rows.scale) / unit
-    return rows._replace(scale=scale, zeta=rows.zeta * unit), *(a * unit for a in of_t)
+    return rows._replace(scale=scale), lse_in(unit), unit, *(a * unit for a in of_t)
 
 
 def cross_entropy_from_probs(p: Problem, probs: Array, targets: Array, rows: Rows, *, xp: Any, run: Any) -> Array:
@@ -282,8 +285,8 @@ def _capped(p: Problem, x: Array, rows: Rows, xp: Any) -> tuple[Array, Array]:
     return x, formulas.capped(x, p.softcap, p.temperature, p.axes, xp=xp)
 
 
-def _lifted(p: Problem, lse: Array, x: Array, xp: Any) -> Array:
-    return formulas.lifted(lse, x, p.softcap, p.temperature, p.axes, xp=xp)
+def _lifted(p: Problem, lse: Array, x: Array, xp: Any, unit: Array | float = 1.0) -> Array:
+    return formulas.lifted(lse, x, p.softcap, p.temperature, p.axes, unit, xp=xp)
 
 
 def _of_logits(p: Problem, grad: Array, x: Array, rows: Rows, xp: Any) -> Array:
@@ -327,13 +330,14 @@ def _second_order(
     inner = replace(p, dtype=p.compute, result=p.compute, temperature=1.0, softcap=None, wants=())
     y = run("softmax", inner, z, rows.where, xp=xp)
     r = formulas.excess(y, p.axes, xp=xp) if p.result == p.compute else 0.0  # a wider y has digits enough
-    lse = None
-    if p.z_loss:  # −∞ · 0 would be nan
-        lse = _lifted(p, run("logsumexp", inner, z, rows.where, xp=xp), x, xp)
-        lse = formulas.of_kept(lse, rows.where, p.axes, xp=xp)
-    in_units, high, low = _in_units(rows, lse, *sum_t, xp=xp)
+    lse = run("logsumexp", inner, z, rows.where, xp=xp) if p.z_loss else None
+
+    def lse_in(unit: Array | float) -> Array:
+        return formulas.of_kept(_lifted(p, lse, x, xp, unit), rows.where, p.axes, xp=xp)  # −∞ · 0 would be nan
+
+    in_units, lse_in_units, unit, high, low = _in_units(rows, lse_in, *sum_t, xp=xp)
     scale = in_units.scale if p.softcap is None else None  # the gradient that a cap asks for is scaled at the end
-    return x, z, formulas.Curvature(y, r, Pair(high, low), in_units.zeta, lse, scale), in_units
+    return x, z, formulas.Curvature(y, r, Pair(high, low), rows.zeta, lse_in_units, scale, unit), in_units
 
 
 def scaled(p: Problem, grad: Array, rows: Rows, xp: Any) -> Array:
