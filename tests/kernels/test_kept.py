@@ -11,7 +11,7 @@ pytest.importorskip("numba")
 pytestmark = pytest.mark.backend("numpy")
 
 CODE = """
-from xsoftmax.kernels import small
+from xsoftmax.kernels.cpu import small
 import numpy as np
 print(small.total(np.arange(4.0)), *small.total.stats.cache_hits)
 """
@@ -75,7 +75,7 @@ def test_several_processes_at_once(tmp_path):
     """One signature each, of one function: their files are apart."""
     code = """
 import sys, numpy as np
-from xsoftmax.kernels import exponentials
+from xsoftmax.kernels.cpu import exponentials
 print(exponentials.joined(*map(getattr(np, sys.argv[1]), (2.0, 1.0))))
 """
     kinds = ["float32", "float64"] * 2
