@@ -104,8 +104,11 @@ def over(a: Array, temperature: float, *, xp: Any) -> Array:
 
 
 def as_array(number: Array | float, like: Array, *, xp: Any) -> Array:
-    """A traced number with 0 dimensions; PyTorch's symbolic ones are no arrays."""
-    return number if hasattr(number, "dtype") else xp.ones((), dtype=like.dtype, device=device_of(like)) * number
+    """A number with 0 dimensions; PyTorch's symbolic ones are no arrays, and mlx knows no devices."""
+    if hasattr(number, "dtype"):
+        return number
+    device = device_of(like)
+    return xp.ones((), dtype=like.dtype, **({} if device is None else {"device": device})) * number
 
 
 def capped_derivatives(x: Array, softcap: float | None, *, xp: Any) -> tuple[Array | None, Array | None]:

@@ -102,7 +102,8 @@ class _Graded(torch.autograd.Function):
         if not torch.is_grad_enabled():
             return None, None, *(g * u if needed else None for g, needed in zip(gradients, needs, strict=True))
         asked = [a for a, needed in zip(ruled, needs, strict=True) if needed]
-        back = iter(torch.autograd.grad(ctx.of(*ruled, "loss").loss, asked, u, create_graph=True))
+        loss, *_ = ctx.of(*ruled, "loss")
+        back = iter(torch.autograd.grad(loss, asked, u, create_graph=True))
         return None, None, *(next(back) if needed else None for needed in needs)
 
 
