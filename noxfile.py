@@ -49,7 +49,7 @@ OF_JAX = [  # what another version of JAX can change: names and dtypes, tracing,
     "tests/implementations",
     *(f"tests/test_{name}.py" for name in ("arrays", "backends", "lazy", "misuse", "nothing", "quick", "warnings")),
 ]
-ORDERS = "of_the_definition or of_finite_differences or no_part_in_any_derivative"  # of JAX's rules: 9 of 17 minutes
+ORDERS = "of_the_definition or of_finite_differences or no_part_in_any_derivative"  # of JAX's rules: many programs
 TOOLS = ["tests/verify", *(f"tests/test_{name}.py" for name in ("benchmarks", "gpu_benchmarks", "on_gpu"))]
 EACH_OPERATION = ["softmax", "log_softmax_vjp", "cross_entropy_and_grad"]
 

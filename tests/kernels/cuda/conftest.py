@@ -14,9 +14,9 @@ from xsoftmax.implementations import REGISTRY, Entry
 from xsoftmax.implementations.cupy.operations import WRITES
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def kernels():
-    """What a module has compiled."""
+    """What every module has compiled."""
     return host_kernels.Host()
 
 

@@ -4,6 +4,8 @@ import ctypes
 import platform
 import shutil
 import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from xsoftmax.kernels.cuda import launch as cuda
 from xsoftmax.verify.inputs import numpy_dtype
 
 COMPILER = shutil.which("g++") if platform.machine() == "x86_64" else None
-HERE = Path(__file__).parent
+HEADER = Path(__file__).with_name("kernels_host.h")
 NAME = "host_cuda"
 H200 = cuda.Device(multiprocessors=132, shared_bytes=227 << 10, clusters=True)
 WEIGHING = ("weigh", "count_part", "scale_part", "sum_losses", "sum_part", "join_losses")
@@ -78,12 +80,25 @@ def aligned(array):
 def build(names, folder):
     """Kernels number 0, 1, … of a library."""
     lines = [f"KERNEL({i}, {_arguments(name)}, {cluster_of(name)}, {name})\n" for i, name in enumerate(names)]
-    (folder / "instantiations.h").write_text("".join(lines))
+    source = folder / "instantiations.cpp"
+    source.write_text("".join([f'#include "{HEADER.name}"\n', *lines]))
     built = folder / f"kernels-{abs(hash(tuple(names)))}.so"
-    include = [argument for path in (folder, Path(cuda_kernels.__file__).parent) for argument in ("-I", path)]
-    flags = ["-std=c++17", "-O1", "-mf16c", "-ffp-contract=off", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
-    subprocess.run([COMPILER, *flags, *include, HERE / "kernels_host.cpp", "-o", built], check=True)
+    _run_compiler("-shared", "-I", _precompiled().name, source, "-o", built)
     return ctypes.CDLL(str(built))
+
+
+@cache
+def _precompiled():
+    """The folder of the kernels' text as the compiler keeps it, which takes 2 s of every compilation otherwise."""
+    folder = tempfile.TemporaryDirectory()
+    _run_compiler("-x", "c++-header", HEADER, "-o", Path(folder.name) / f"{HEADER.name}.gch")
+    return folder
+
+
+def _run_compiler(*arguments):
+    flags = ["-std=c++17", "-O1", "-mf16c", "-ffp-contract=off", "-Wno-unknown-pragmas", "-fPIC"]
+    include = ["-I", HEADER.parent, "-I", Path(cuda_kernels.__file__).parent]
+    subprocess.run([COMPILER, *flags, *arguments, *include], check=True)
 
 
 def _arguments(name):

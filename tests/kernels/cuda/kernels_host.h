@@ -1,4 +1,4 @@
-// Kernels on the host, each instantiation by its number.
+// Kernels on the host, each instantiation by its number: KERNEL(0, …), KERNEL(1, …), …
 #include <immintrin.h>
 
 #include "cuda_emulation.h"
@@ -17,5 +17,3 @@ using namespace xsoftmax;
     }
 
 extern "C" int bytes_of_arguments() { return sizeof(Arguments); }
-
-#include "instantiations.h"
