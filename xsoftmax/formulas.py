@@ -600,7 +600,9 @@ def hessian_product(of: Curvature, v: Array, axes: Axes, *, xp: Any) -> tuple[Ar
     product = y * xp.where(top, -rest, v - (p + rest))
     if _is(of.zeta, 0.0):
         return factor * product, later
-    return times_or_zero(factor, product, xp=xp) + pull * (p + rest) * y, later
+    # asked of y and not of the product, which JAX transposes as linear in v
+    flat = y * xp.where(top, total(xp.where(top, zeros, y), axes, xp=xp), 1.0) == 0.0
+    return xp.where(flat, zeros, factor) * product + pull * (p + rest) * y, later
 
 
 def hessian_diag(of: Curvature, axes: Axes, *, xp: Any) -> tuple[Array, Array | None]:
