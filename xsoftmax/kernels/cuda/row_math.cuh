@@ -325,7 +325,8 @@ struct LabelLoss {
         double s = row.q + row.wm, y = at.term(x).value() / s, lse = zeta == 0.0 ? 0.0 : row.logsumexp();
         bool majority = row.has_majority() && double(x) == row.m;
         loss = total * row.log_sum + row.far(total, double(x)) + z_loss(row, zeta);
-        larger = lse > Format<Real>::large || -lse > Format<Real>::large ? Real(0x1p32) : Real(1);
+        bool large = lse > Format<Real>::large || -lse > Format<Real>::large;
+        larger = large && row.finite() ? Real(0x1p32) : Real(1);  // a row with an infinite maximum is nan throughout
         least = Real(row.wm) * Real(0x1p-64);
         total /= double(larger);
         double of_lse = 2.0 * zeta / double(larger) * lse;
