@@ -59,6 +59,21 @@ def test_differences_that_overflow_before_they_are_divided(xb):
     np.testing.assert_allclose(get(xb, xs.softmax(x, temperature=temperature))[0], np.exp(expected), rtol=16 * eps)
 
 
+def test_logits_by_a_temperature_that_their_dtype_has_not(xb):
+    """In float32 alone, x / temperature is a number where the temperature is none."""
+    x = np.array([[1.0, -1.0, 0.5]]) * 2.0**127
+    z = x / 2.0**130
+    found = xb.to_numpy(xs.log_softmax(xb.asarray(x, dtype="float32"), temperature=2.0**130))
+    np.testing.assert_allclose(found, z - np.log(np.exp(z).sum()), rtol=2.0**-21)
+
+
+def test_a_gradient_by_a_temperature_that_its_dtype_has_not(xb):
+    x, t = np.zeros((1, 2)), 2.0**-120 * np.array([[1.0, 3.0]])
+    x, t = (xb.asarray(a, dtype="float32") for a in (x, t))
+    grad = xs.cross_entropy_grad(x, t, temperature=2.0**-220, reduction="none")
+    np.testing.assert_array_equal(xb.to_numpy(grad), 2.0**100 * np.array([[1.0, -1.0]]))
+
+
 @pytest.mark.parametrize("implementation", ["array_api", "numpy_blocked"])
 def test_a_small_part_of_a_difference_that_overflows(xb, implementation):
     """t (m − x) is a number where m − x is none."""

@@ -59,7 +59,7 @@ def lifted(
     if _is_mild(temperature):
         return lse
     m = _top(softcapped(x, softcap, xp=xp), axes, xp=xp)
-    return lse + over(_origin(m, temperature, xp=xp) * unit, temperature, xp=xp)
+    return lse + over(_origin(m, temperature, xp=xp), temperature, unit, xp=xp)
 
 
 def softcapped(x: Array, softcap: float | None, *, xp: Any) -> Array:
@@ -90,17 +90,24 @@ def _top(x: Array, axes: Axes, *, xp: Any) -> Array:
     return constant(maximum(x, axes, xp=xp), xp)  # no derivative of a row asks for a shift
 
 
-def over(a: Array, temperature: float, *, xp: Any) -> Array:
-    """a / temperature, which keeps 0 and ∞ also where the dtype of a has no such number, or flushes it"""
+def over(a: Array, temperature: Array | float, unit: Array | float = 1.0, *, xp: Any) -> Array:
+    """unit · a / temperature, which keeps 0 and ∞ also where the dtype of a has no such number, or flushes it"""
     least = _LEAST[dtype_name(a)]
     if (known := isinstance(temperature, float)) and least <= temperature <= 1.0 / least:
+        a = a if _is(unit, 1.0) else a * unit
         return a if temperature == 1.0 else a / temperature
     # XLA multiplies by the reciprocal, which is not to be subnormal, and would make one infinite factor of two at hand
-    if not known:
-        temperature = as_array(temperature, a, xp=xp)
-    by = (0.25 if temperature > 1.0 else 2.0**64) if known else xp.where(temperature > 1.0, 0.25, 1.0)
     stays = (a == 0.0) | xp.isinf(a)
-    return xp.where(stays, a, xp.where(stays, a, by * a) / (by * temperature))
+    if known:
+        by, more = (2.0**-64, 2.0**-96) if temperature > 1.0 else (2.0**64, 2.0**96)
+        if not least <= temperature * by <= 1.0 / least:  # a float has more of them than the dtype of a
+            a, temperature = xp.where(stays, a, more * a), min(more * temperature, 1.0 / (least * by))
+    else:
+        temperature = as_array(temperature, a, xp=xp)
+        by = xp.where(temperature > 1.0, 0.25, 1.0)
+    scaled = xp.where(stays, a, by * a)
+    # after the factor, lest a subnormal lose its digits
+    return xp.where(stays, a, (scaled if _is(unit, 1.0) else scaled * unit) / (by * temperature))
 
 
 def as_array(number: Array | float, like: Array, *, xp: Any) -> Array:
@@ -719,7 +726,7 @@ def log_softmax_of_part(x: Array, s: State, temperature: Array | float = 1.0, *,
 
 def logsumexp_of_state(s: State, temperature: Array | float = 1.0, unit: Array | float = 1.0, *, xp: Any) -> Array:
     """unit · logsumexp"""
-    return _logsumexp(over(s.m * unit, temperature, xp=xp), s.log_sum(xp=xp) * unit, xp=xp)
+    return _logsumexp(over(s.m, temperature, unit, xp=xp), s.log_sum(xp=xp) * unit, xp=xp)
 
 
 def _of_part(x: Array, s: State, classes: int, temperature: Array | float, *, xp: Any) -> Exponentials:

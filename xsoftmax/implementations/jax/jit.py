@@ -14,7 +14,7 @@ from ...calls.records import Problem
 from ..array_api import operations as array_api
 from . import linear
 
-_LEAST = 2.0**-126  # a number below it would be flushed on its way into a program
+_LEAST = 2.0**-126  # a number below it would be flushed on its way into a program, one above 1 / it no float32
 
 
 def refuses(problem: Problem) -> list[str]:
@@ -47,7 +47,7 @@ def _run_compiled(operation: str, p: Problem, *args: Any) -> Any:
     leaves, tree = jax.tree.flatten(args)
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     constants = tuple(None if isinstance(leaf, jax.Array) else leaf for leaf in leaves)
-    if p.temperature == 1.0 or p.temperature < _LEAST:
+    if p.temperature == 1.0 or not _LEAST <= p.temperature <= 1.0 / _LEAST:
         return _program(operation, p, tree, constants, None, arrays)
     # an argument of the program, since it is annealed; the other numbers of a problem stay through a training run
     return _program(operation, replace(p, temperature=1.0), tree, constants, p.temperature, arrays)
