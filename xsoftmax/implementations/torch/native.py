@@ -321,7 +321,7 @@ def _signed_gradient(
     # b = 0 hides x, not ∂/∂b
     above = torch.where(hidden & torch.isfinite(x) & ~empty, x - _masked(m, ~empty), torch.full_like(x, -torch.inf))
     y = torch.where(hidden, torch.exp(above) * torch.amax(y, dim=c.p.axes, keepdim=True), y)
-    r = _masked(y / _masked(c.sum(b * _masked(y, ~hidden)), ~empty, 1.0), ~empty)
+    r = _masked(y / _masked(c.sum(_times(b, y)), ~empty, 1.0), ~empty)
     return _times(b, r), r
 
 
