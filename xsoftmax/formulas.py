@@ -169,7 +169,7 @@ def exponentials(
     at_max = x == m
     w = xp.where(at_max, wm, shift.exp(x, xp=xp))
     ties = count(at_max, axes, x.dtype, xp=xp)
-    q = total(xp.where(at_max, xp.zeros_like(w), w), axes, xp=xp) + (ties - 1.0) * wm
+    q = total(xp.where(at_max, xp.zeros_like(w), w), axes, wm, xp=xp) + (ties - 1.0) * wm
     return Exponentials(m, w, wm, xp.where(shift.finite, q, xp.full_like(q, math.nan)))
 
 

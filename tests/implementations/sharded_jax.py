@@ -3,6 +3,7 @@
 `test_jax_sharded.py` runs this in a process of its own, since JAX counts its devices when it starts.
 """
 
+import math
 import re
 from functools import cache, partial
 from itertools import product
@@ -14,6 +15,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import xsoftmax as xs
+from xsoftmax.libraries import sums
 from xsoftmax.verify.cases import POSITIONAL
 from xsoftmax.verify.compare import Arithmetic, judge
 from xsoftmax.verify.oracle import expected
@@ -233,3 +235,10 @@ def test_classes_that_devices_do_not_share_evenly():
 
     x = jnp.asarray(X[:, :-1])
     np.testing.assert_allclose(softmax(x), xs.softmax(x), rtol=16 * np.finfo(DTYPE).eps)
+
+
+def test_sums_of_devices_add_up_exactly():
+    x = RNG.uniform(size=(1000, DEVICES)).astype(DTYPE)
+    cut = jax.device_put(jnp.asarray(x), NamedSharding(MESH, spec("x", "classes")))
+    found = jax.jit(partial(sums.total, xp=jnp), static_argnums=1)(cut, (-1,), jnp.max(cut, axis=-1, keepdims=True))
+    np.testing.assert_array_equal(found[:, 0], np.array([math.fsum(row) for row in x]).astype(DTYPE))

@@ -18,16 +18,19 @@ _FAN_IN = 8  # sums of blocks that are added at a time
 _SPLIT = {"float32": 2.0**12, "float64": 2.0**27}  # half of the digits, and one
 
 
-def total(x: Array, axes: Axes, *, xp: Any) -> Array:
+def total(x: Array, axes: Axes, largest: Array | None = None, *, xp: Any) -> Array:
     """Σ x by halving, so that the error grows with log C along any axis of any library.
 
-    Parts of an axis that may lie on devices of their own are halved each by itself, so that only their sums move.
+    Parts of an axis that may lie on devices of their own are halved each by itself, so that only their sums move; these
+    add up exactly where the largest |x| is known.
     """
+    terms = 1
     for axis in reversed(axes):
         if may_be_cut(x, xp):
+            terms *= x.shape[axis]
             for parts in _PARTS:
                 x = _halved_within(x, axis, math.gcd(x.shape[axis], parts), xp=xp)
-            x = completed(xp.sum(x, axis=axis, keepdims=True))
+            x = _of_parts(x, axis, None if largest is None else _room(terms) * largest, xp=xp)
         elif _has_blocks(xp):
             x = _of_blocks(_halved, x, axis)
         elif is_symbolic(x.shape[axis]):  # halving would ask for the number
@@ -45,19 +48,33 @@ def apart(x: Array, axes: Axes, *, xp: Any) -> tuple[Array, Array | float]:
         return total(x, (axis,), xp=xp), 0.0
     if may_be_cut(x, xp):  # XLA may compute a product twice, once rounded and once fused with a sum; not so a choice
         x = xp.where(xp.abs(x) < math.inf, x, x + x)
-    return _cut(x, axis, xp=xp)
+    return _cut_at_largest(x, axis, xp=xp)
 
 
-def _cut(x: Array, axis: int, *, xp: Any) -> tuple[Array, Array]:
-    """Terms cut at an ulp of 2 n max |x| or more add up exactly, in any order, and so little is left of them."""
-    largest = constant(completed(xp.max(xp.abs(x), axis=axis, keepdims=True)), xp)
-    # a power of two: no compiler that fuses the product with the sum rounds another way
-    cut = 2.0 ** (2 * x.shape[axis] - 1).bit_length() * largest
-    high = (x + cut) - cut
-    sums = (completed(xp.sum(a, axis=axis, keepdims=True)) for a in (high, x - high))
+def _of_parts(x: Array, axis: int, room: Array | None, *, xp: Any) -> Array:
+    if room is None or x.shape[axis] == 1:
+        return completed(xp.sum(x, axis=axis, keepdims=True))
+    sums = completed(xp.sum(xp.stack(_cut(x, room)), axis=axis, keepdims=True))
+    return sums[0, ...] + sums[1, ...]
+
+
+def _cut_at_largest(x: Array, axis: int, *, xp: Any) -> tuple[Array, Array]:
+    room = _room(x.shape[axis]) * constant(completed(xp.max(xp.abs(x), axis=axis, keepdims=True)), xp)
+    sums = (completed(xp.sum(a, axis=axis, keepdims=True)) for a in _cut(x, room))
     plain = completed(xp.sum(x, axis=axis, keepdims=True))
-    high, low = (xp.where(xp.isfinite(cut), a, b) for a, b in zip(sums, (plain, xp.zeros_like(plain)), strict=True))
+    high, low = (xp.where(xp.isfinite(room), a, b) for a, b in zip(sums, (plain, xp.zeros_like(plain)), strict=True))
     return high, low
+
+
+def _cut(x: Array, room: Array) -> tuple[Array, Array]:
+    """Terms cut at an ulp of 2 n max |x| or more add up exactly, in any order, and so little is left of them."""
+    high = (x + room) - room
+    return high, x - high
+
+
+def _room(terms: int) -> float:
+    """A power of two: no compiler that fuses the product with the sum rounds another way."""
+    return 2.0 ** (2 * terms - 1).bit_length()
 
 
 def maximum(x: Array, axes: Axes, *, xp: Any) -> Array:
