@@ -201,7 +201,10 @@ def test_split_classes_of_unknown_number():
     )
     with pytest.raises(ValueError, match=message):
         xs.softmax(x)
-    np.testing.assert_array_equal(xs.softmax(x.compute_chunk_sizes()), xs.softmax(da.from_array(X, chunks=(24, 10))))
+    # an ulp: these blocks lie class by class, which no kernel reads, and exponentials of kernels are good to 2⁻³²
+    np.testing.assert_array_max_ulp(
+        xs.softmax(x.compute_chunk_sizes()).compute(), xs.softmax(da.from_array(X, chunks=(24, 10))).compute()
+    )
 
 
 def test_whole_classes_of_unknown_number():
