@@ -3,6 +3,7 @@
 To the third order; those of verbs that are derivatives of the loss to the second.
 """
 
+import math
 from functools import partial
 
 import numpy as np
@@ -427,6 +428,17 @@ def test_a_target_of_zero_at_minus_infinity_has_derivative_zero(x64):
     np.testing.assert_allclose(grad, jnp.where(jnp.isinf(x), 0.0, -xs.log_softmax(x)), rtol=1e-15)
     by_weight = jax.grad(lambda w: xs.cross_entropy(x, LABELS, weight=w, reduction="sum"))(jnp.ones(4))
     assert np.isfinite(by_weight).all()
+
+
+@pytest.mark.parametrize("top", [100.0, 500.0, 800.0])
+@pytest.mark.parametrize("derivative", [jax.jacrev, jax.jacfwd])
+def test_logsumexp_factor_of_zero_far_above(x64, derivative, top):
+    """∂/∂b = exp(x) / Σ b exp(x), ∞ where that overflows; the others are none the worse."""
+    x, b = jnp.array([top, 1.0, 0.0]), jnp.array([0.0, 1.0, -0.5])
+    dx, db = derivative(lambda x, b: xs.logsumexp(x, b=b, return_sign=True)[0], argnums=(0, 1))(x, b)
+    s = math.e - 0.5
+    np.testing.assert_allclose(dx, [0.0, math.e / s, -0.5 / s], rtol=1e-14)
+    np.testing.assert_allclose(db, [math.exp(top) / s if top < 709.0 else INF, math.e / s, 1.0 / s], rtol=1e-13)
 
 
 def test_the_derivative_by_a_factor_of_zero_is_not_zero(x64):

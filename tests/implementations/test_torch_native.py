@@ -1,6 +1,7 @@
 """Derivatives of every verb under PyTorch's autograd, forward mode and torch.func, to several orders."""
 
 import gc
+import math
 import weakref
 from functools import partial
 
@@ -97,6 +98,18 @@ def test_logsumexp_factor_of_zero():
     assert (dx[0], db[0]) == (0.0, 0.0)
     assert torch.isfinite(dx).all()
     assert torch.isfinite(db).all()
+
+
+@pytest.mark.parametrize("top", [100.0, 500.0, 800.0])
+@pytest.mark.parametrize("derivative", [jacrev, jacfwd])
+def test_logsumexp_factor_of_zero_far_above(derivative, top):
+    """∂/∂b = exp(x) / Σ b exp(x), ∞ where that overflows; the others are none the worse."""
+    x, b = torch.tensor([top, 1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 1.0, -0.5], dtype=torch.float64)
+    dx, db = derivative(lambda x, b: xs.logsumexp(x, b=b, return_sign=True)[0], argnums=(0, 1))(x, b)
+    s = math.e - 0.5
+    assert_close(dx, torch.tensor([0.0, math.e / s, -0.5 / s], dtype=torch.float64))
+    above = math.exp(top) / s if top < 709.0 else INF
+    assert_close(db, torch.tensor([above, math.e / s, 1.0 / s], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("axis", [0, -1, (0, 1)], ids=str)

@@ -20,7 +20,7 @@ from ...calls.records import Array, Problem, Rows
 from ...libraries import sums
 from ...libraries.arrays import cast
 from . import linear
-from .times import times
+from .times import times, times_or_zero
 
 
 def refuses(problem: Problem) -> list[str]:
@@ -156,17 +156,17 @@ def _signed_logsumexp_jvp(call: _Context, primals: Any, tangents: Any) -> Any:
     (x, b, where), (dx, db, _) = primals, tangents
     hidden = b == 0.0
     shown = jnp.where(hidden, -math.inf, x)
-    empty = _empty(call, shown)
-    # b = 0 hides x, not ∂/∂b = eˣ / Σ b eˣ; bounded, or 0 · exp would be nan
-    finite = hidden & jnp.isfinite(x)
-    above = jnp.where(finite, x, 0.0) - _logsumexp(call, jnp.where(empty, 0.0, shown), where)
-    y = jnp.where(finite, jnp.exp(jnp.minimum(above, 80.0)), _softmax_or_zero(call, shown, where))
-    share = jnp.where(empty, 0.0, y / jnp.where(empty, 1.0, call.total(b * y)))
+    y, m, empty = _softmax_or_zero(call, shown, where), _max(call, shown), _empty(call, shown)
+    # b = 0 hides x, not ∂/∂b = eˣ / Σ b eˣ; m and not logsumexp, whose rounding would be one of an exponent
+    finite = hidden & jnp.isfinite(x) & ~empty
+    above = jnp.where(finite, x - jnp.where(empty, 0.0, m), 0.0)
+    y = jnp.where(finite, _exp(above) * _max(call, y), y)
+    share = jnp.where(empty, 0.0, y / jnp.where(empty, 1.0, call.total(_finite_times(b, y))))
     d = []
     if _varies(dx):
-        d.append(call.total(times(b * share, jnp.where(hidden & ~finite, 0.0, dx))))
+        d.append(call.total(times(_finite_times(b, share), jnp.where(hidden & ~finite, 0.0, dx))))
     if _varies(db):
-        d.append(call.total(times(share, db)))
+        d.append(call.total(times_or_zero(share, db)))
     value, sign = _signed_logsumexp(call, x, b, where)
     return (value, sign), (sum(d), jnp.zeros_like(sign))
 
@@ -178,8 +178,23 @@ def _softmax_or_zero(call: _Context, x: Array, where: Array | None) -> Array:
     return formulas.logsumexp_gradient(x, call.problem.axes, softmax=softmax, xp=jnp)
 
 
+def _exp(x: Array) -> Array:
+    """∞ where it overflows, with derivative 0: 0 · ∞ would be nan"""
+    most = math.log(jnp.finfo(x.dtype).max) - 2.0**-7
+    return jnp.where(x > most, math.inf, jnp.exp(jnp.minimum(x, most)))
+
+
+def _finite_times(b: Array, a: Array) -> Array:
+    """b a, where b = 0 outweighs an a that is not finite"""
+    return b * jnp.where((b == 0.0) & ~jnp.isfinite(a), 0.0, a)
+
+
+def _max(call: _Context, x: Array) -> Array:
+    return jnp.max(x, axis=call.problem.axes, keepdims=True)
+
+
 def _empty(call: _Context, x: Array) -> Array:
-    return jnp.max(x, axis=call.problem.axes, keepdims=True) == -math.inf
+    return _max(call, x) == -math.inf
 
 
 # ---------------------------------------------------------------------------------------------------------------------

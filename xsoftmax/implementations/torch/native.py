@@ -8,6 +8,7 @@ u cotangent of a result · dx, dy, dt, … cotangent or tangent of x, y, t, …
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -320,7 +321,7 @@ def _signed_gradient(
     y = _masked(_probabilities(c, _masked(shown, ~empty), where), ~(shown == -torch.inf))
     # b = 0 hides x, not ∂/∂b
     above = torch.where(hidden & torch.isfinite(x) & ~empty, x - _masked(m, ~empty), torch.full_like(x, -torch.inf))
-    y = torch.where(hidden, torch.exp(above) * torch.amax(y, dim=c.p.axes, keepdim=True), y)
+    y = torch.where(hidden, _exp(above) * torch.amax(y, dim=c.p.axes, keepdim=True), y)
     r = _masked(y / _masked(c.sum(_times(b, y)), ~empty, 1.0), ~empty)
     return _times(b, r), r
 
@@ -336,8 +337,14 @@ def _signed_logsumexp_vjp(c: _Context, kept: list[Any], cotangents: Arrays) -> A
 def _signed_logsumexp_jvp(c: _Context, kept: list[Any], tangents: Arrays) -> tuple[Array | None, None]:
     (x, b, where), (dx, db, _) = kept, tangents
     parts = zip(_signed_gradient(c, x, b, where), (dx, db), strict=True)
-    value = _total(*(None if v is None else c.sum(factor * c.wide(v, where)) for factor, v in parts))
+    value = _total(*(None if v is None else c.sum(_times(c.wide(v, where), factor)) for factor, v in parts))
     return None if value is None else c.narrow(value), None
+
+
+def _exp(x: Array) -> Array:
+    """∞ where it overflows, with derivative 0: 0 · ∞ would be nan"""
+    most = math.log(torch.finfo(x.dtype).max) - 2.0**-7
+    return torch.where(x > most, torch.inf, torch.exp(torch.clamp(x, max=most)))
 
 
 signed_logsumexp = _Rule("signed_logsumexp", _signed_logsumexp_vjp, _signed_logsumexp_jvp, constant_results=(1,))
