@@ -1,8 +1,10 @@
 """Which backends a run tests: ``pytest --backend NAME --backend NAME2``, or ``--backend all`` for every usable one."""
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from importlib.util import find_spec
+from itertools import combinations
+from zlib import crc32
 
 import hypothesis
 import pytest
@@ -23,6 +25,11 @@ def pytest_addoption(parser):
         action="append",
         metavar="NAME",
         help="a backend to test, repeatable ('all': every usable one); default: numpy, array-api-strict",
+    )
+    parser.addoption(
+        "--pairs",
+        action="store_true",
+        help="of a test with three parameters or more, not the whole product: every two values meet at least once",
     )
 
 
@@ -65,24 +72,53 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests of no backend in particular run where NumPy is asked for."""
-    if "numpy" in config.stash[LIVE]:
-        return
-    about = [{"xb", "live_backends"} & set(item.fixturenames) or item.get_closest_marker("backend") for item in items]
-    config.hook.pytest_deselected(items=[item for item, backend in zip(items, about, strict=True) if not backend])
-    items[:] = [item for item, backend in zip(items, about, strict=True) if backend]
+    """Tests of no backend in particular run where NumPy is asked for, those of one where that one is."""
+    live = config.stash[LIVE]
+    kept = [item for item in items if is_about(live, item)]
+    if config.getoption("--pairs"):
+        kept = pairs(kept)
+    chosen = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = kept
+
+
+def is_about(live, item):
+    marks = [mark.args[0] for mark in item.iter_markers("backend")]
+    if marks:
+        return all(name in live for name in marks)
+    return "numpy" in live or bool({"xb", "live_backends"} & set(item.fixturenames))
+
+
+def pairs(items):
+    """Enough of each product for every two values of two parameters to meet, on every backend.
+
+    In an order that is the same everywhere and has no system, so that no value stands for the others.
+    """
+    met, kept = defaultdict(set), set()
+    for item in sorted(items, key=lambda item: crc32(item.nodeid.encode())):
+        values = parameters(item)
+        test = item.nodeid.partition("[")[0], values.pop("xb", None)
+        found = set(combinations(values.items(), 2)) - met[test]
+        if found or len(values) < 3:
+            met[test] |= found
+            kept.add(item)
+    return [item for item in items if item in kept]
+
+
+def parameters(item):
+    """Which value each has; what one list gives together is one."""
+    given = {name: id(value) for name, value in item.callspec.params.items()} if hasattr(item, "callspec") else {}
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0] if not isinstance(mark.args[0], str) else mark.args[0].replace(",", " ").split()
+        if len(names) > 1:
+            given[tuple(names)] = tuple(given.pop(name) for name in names)
+    return given
 
 
 @pytest.fixture(scope="session")
 def live_backends(request):
     """Every backend of this run."""
     return tuple(request.config.stash[LIVE].values())
-
-
-def pytest_runtest_setup(item):
-    for mark in item.iter_markers("backend"):
-        if mark.args[0] not in item.config.stash[LIVE]:
-            pytest.skip(f"about {mark.args[0]} alone, which was not asked for: --backend {mark.args[0]}")
 
 
 def pytest_terminal_summary(terminalreporter, config):
