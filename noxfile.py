@@ -5,8 +5,9 @@
 """Test sessions: plain ``nox`` answers in a quarter of an hour, and ``nox -t full`` runs the rest.
 
 Plain: style, types, NumPy with and without Numba, and every backend against the others. Full: each backend's own tests
-and contract, other Pythons, the oldest versions, the CUDA kernels on the host, a cluster, the examples. What needs a
-GPU is in ``nox -s gpu``; ``nox -l`` lists every session.
+and contract, other Pythons, the oldest versions, the CUDA kernels on the host, a cluster, the examples. Of a test with
+three parameters or more they take so many that every two values meet (``pytest --pairs``); ``nox -t every`` runs the
+whole products. What needs a GPU is in ``nox -s gpu``; ``nox -l`` lists every session.
 """
 
 import ctypes
@@ -20,6 +21,7 @@ nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["lint", "types", "tests(numpy)", "tests(numba)", "agreement"]
 FULL = ["full"]  # the tag of the rest
+EVERY = ["every"]  # whole products and every kernel: hours
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
@@ -27,10 +29,10 @@ GROUPS = PYPROJECT["dependency-groups"]
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHERS = [version for version in nox.project.python_versions(PYPROJECT) if version != HERE]
 
-WITH_PIP = "virtualenv"  # the constraint on torch names a build that uv does not find
 STRICT = ["array-api-strict", *(f"array-api-strict:{device}" for device in ("device1", "no_float64", "no_x64"))]
 LIBRARIES = ["torch", "jax", "dask", "array-api-strict", "ndonnx", "mlx", "cubed", "marray", "sparse"]
 SLOWEST = ["ndonnx", "cubed"]
+BY_FORMULAS = ["dask", *STRICT, "mlx", "marray", "sparse"]  # and the slowest
 OF_NAMES = [  # values are in `contract`
     *(f"tests/test_{name}.py" for name in ("lazy", "misuse")),
     "tests/test_linear.py::test_onnx_model_with_a_symbolic_batch",
@@ -56,6 +58,10 @@ EACH_OPERATION = ["softmax", "log_softmax_vjp", "cross_entropy_and_grad"]
 
 def install(session, *names, constraints=(".ci/constraints.txt",)):
     """Install the package with each name that is an extra, and the groups of the other names."""
+    if "torch" in names:  # which pip alone finds; all else uv resolves in seconds where pip takes minutes
+        session.install("pip")
+        pins = [f"--constraint={path}" for path in constraints]
+        session.run_install("python", "-m", "pip", "install", "--quiet", "--no-deps", *EXTRAS["torch"], *pins)
     extras = [name for name in names if name in EXTRAS]
     groups = [name for name in names if name in GROUPS]
     session.install(
@@ -65,17 +71,18 @@ def install(session, *names, constraints=(".ci/constraints.txt",)):
     )
 
 
-def run_tests(session, backends, *args, x64="1"):
+def run_tests(session, backends, *args, x64="1", whole=False):
     """Run the tests of these backends; pytest refuses to start if one of them is not live."""
     chosen = [f"--backend={name}" for name in backends]
     workers = ["--numprocesses=0"] if CLUSTER in args else ["--numprocesses=auto", "--maxprocesses=4"]
     own = [] if session.posargs else [path for path in (CUDA, CLUSTER) if path not in args]
     apart = [f"--ignore={path}" for path in own]  # their sessions are `kernels` and `distributed`
-    session.run("pytest", *workers, *chosen, *args, *apart, *session.posargs, env={"JAX_ENABLE_X64": x64})
+    few = [] if whole or session.posargs else ["--pairs"]
+    session.run("pytest", *workers, *chosen, *few, *args, *apart, *session.posargs, env={"JAX_ENABLE_X64": x64})
 
 
 def without_matrix(session):
-    """The contract matrix is in `contract`, that of NumPy in `tests(numba)`, which has all its implementations."""
+    """The contract matrix is in `libraries`, that of NumPy in `tests(numba)`, which has all its implementations."""
     return [] if session.posargs else [f"--ignore={MATRIX}"]
 
 
@@ -108,7 +115,7 @@ def cuda_driver():
 
 def test_cupy(session, version):
     install(session, "cuda13x" if version >= 13000 else "cuda12x", "cli", "test")
-    run_tests(session, ["cupy"])
+    run_tests(session, ["cupy"], whole=True)
 
 
 @nox.session
@@ -118,9 +125,7 @@ def test_cupy(session, version):
         nox.param(HERE, "numpy", id="numpy"),
         nox.param(HERE, "numba", id="numba"),
         *(nox.param(version, "numpy", id=f"numpy-{version}", tags=FULL) for version in OTHERS),
-        *(nox.param(HERE, library, id=library, tags=FULL) for library in LIBRARIES if library != "torch"),
-        nox.param(HERE, "jax-x32", id="jax-x32", tags=FULL),
-        nox.param(HERE, "cupy", id="cupy", tags=FULL),
+        *(nox.param(HERE, library, id=library, tags=FULL) for library in ("jax", "torch", "cupy")),
     ],
 )
 def tests(session, library):
@@ -130,11 +135,6 @@ def tests(session, library):
         if not version:
             session.skip(f"CuPy: {reason}")
         test_cupy(session, version)
-    elif library == "jax-x32":
-        install(session, "jax", "cli", "test")
-        # what float32 alone can spoil; rules and programs have their tests in 32 bit in `jax`
-        run_tests(session, ["jax"], "tests/test_accuracy_cases.py", "tests/test_functions.py", x64="0")
-        run_tests(session, ["jax"], MATRIX, f"-k={_of_32_bit()}", x64="0")
     elif library == "numba":
         install(session, "numba", "cli", "test")
         run_tests(session, ["numpy"], *(f"--ignore={path}" for path in TOOLS))
@@ -147,17 +147,11 @@ def tests(session, library):
         run_tests(session, ["numpy"], *without_matrix(session), *(f"--ignore={path}" for path in VALUES))
     else:
         install(session, library, "cli", "test")
-        if library in SLOWEST and not session.posargs:
-            run_tests(session, flavours(library), *OF_NAMES)
-        else:
-            run_tests(session, flavours(library), *without_matrix(session))
-
-
-@nox.session(venv_backend=WITH_PIP, tags=FULL)
-def torch(session):
-    """The tests of PyTorch."""
-    install(session, "torch", "cli", "test")
-    run_tests(session, ["torch"], *without_matrix(session))
+        run_tests(session, [library], *without_matrix(session))
+        if library == "jax" and not session.posargs:
+            # what float32 alone can spoil; rules and programs have their tests in 32 bit above
+            files = ["tests/test_accuracy_cases.py", "tests/test_functions.py", MATRIX]
+            run_tests(session, ["jax"], *files, f"-k=not test_contract or {_of_32_bit()}", x64="0")
 
 
 @nox.session
@@ -176,11 +170,11 @@ def kernels(session):
     run_tests(session, ["numpy"], CUDA, "-k=not test_every_kernel")
 
 
-@nox.session
+@nox.session(tags=EVERY)
 def every_kernel(session):
-    """Every CUDA kernel compiled for sm_90, with its registers and spills; for changes of the kernels."""
+    """Every CUDA kernel compiled for sm_90, with its registers and spills, and all runs; for changes of the kernels."""
     install(session, "kernels", "cli", "test", constraints=())
-    run_tests(session, ["numpy"], CUDA, "-k=test_every_kernel", "-rP")
+    run_tests(session, ["numpy"], CUDA, "-rP", whole=True)
 
 
 def install_every_backend(session):
@@ -189,21 +183,36 @@ def install_every_backend(session):
     return ["numpy", *(name for library in LIBRARIES for name in flavours(library))]
 
 
-@nox.session(venv_backend=WITH_PIP)
+@nox.session
 def agreement(session):
     """Every backend but CuPy in one environment against each other: within the contract, and bit by bit."""
     run_tests(session, install_every_backend(session), AGREEMENT)
 
 
-@nox.session(venv_backend=WITH_PIP, tags=FULL)
-def contract(session):
-    """Every backend but CuPy and NumPy against the exact oracle."""
+@nox.session(tags=FULL)
+def libraries(session):
+    """The libraries that run the formulas, in one environment; and all but CuPy and NumPy against the exact oracle."""
     # left out: the float32 exp of mlx is off by up to 42 ulp, and sparse warns of 0 · ∞ in its fill values
-    names = [name for name in install_every_backend(session) if name not in ("numpy", "mlx", "sparse")]
+    judged = [name for name in install_every_backend(session) if name not in ("numpy", "mlx", "sparse")]
+    if session.posargs:
+        run_tests(session, [])
+        return
+    run_tests(session, BY_FORMULAS, *without_matrix(session))
+    run_tests(session, SLOWEST, *OF_NAMES)
     slow = f"dask and ({_float32(EACH_OPERATION)}) or (ndonnx or cubed) and ({_float32(EACH_OPERATION[:1])})"
     with_parts = "torch or jitted"  # loss and gradient alone have kernels of their own in NumPy and PyTorch
     formulas = f"(jax or strict or marray) and not ({PARTS})"
-    run_tests(session, names, MATRIX, f"-k={with_parts} or {formulas} or {slow}")
+    run_tests(session, judged, MATRIX, f"-k={with_parts} or {formulas} or {slow}")
+
+
+@nox.session(tags=EVERY)
+@nox.parametrize("library", [nox.param(library, id=library) for library in ("numpy", "numba", *LIBRARIES)])
+def every(session, library):
+    """Whole products: each test of a backend with each value of each parameter, the contract matrix included."""
+    install(session, library, "cli", "test")
+    run_tests(session, ["numpy"] if library == "numba" else flavours(library), whole=True)
+    if library == "jax":
+        run_tests(session, ["jax"], whole=True, x64="0")
 
 
 @nox.session(python="3.11", tags=FULL)
@@ -231,14 +240,14 @@ def examples(session):
     run_tests(session, ["numpy"], "tests/test_examples.py")
 
 
-@nox.session(venv_backend=WITH_PIP)
+@nox.session
 def bench(session):
     """Time the CPU against the other libraries, into benchmarks/results; arguments are those of benchmarks/cpu.py."""
     install(session, "numba", "torch", "jax", "cli", "bench")
     session.run("python", "benchmarks/cpu.py", *session.posargs)
 
 
-@nox.session(venv_backend=WITH_PIP)
+@nox.session
 def bench_gpu(session):
     """Time a GPU, into benchmarks/results; arguments are those of benchmarks/gpu.py. Fails where no device answers."""
     version, reason = cuda_driver()

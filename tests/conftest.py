@@ -1,13 +1,12 @@
 """Which backends a run tests: ``pytest --backend NAME --backend NAME2``, or ``--backend all`` for every usable one."""
 
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from importlib.util import find_spec
-from itertools import combinations
-from zlib import crc32
 
 import hypothesis
 import pytest
+from pairwise import pairs
 
 from xsoftmax.libraries.backends import NAMES, Backend, backend, backends
 
@@ -87,32 +86,6 @@ def is_about(live, item):
     if marks:
         return all(name in live for name in marks)
     return "numpy" in live or bool({"xb", "live_backends"} & set(item.fixturenames))
-
-
-def pairs(items):
-    """Enough of each product for every two values of two parameters to meet, on every backend.
-
-    In an order that is the same everywhere and has no system, so that no value stands for the others.
-    """
-    met, kept = defaultdict(set), set()
-    for item in sorted(items, key=lambda item: crc32(item.nodeid.encode())):
-        values = parameters(item)
-        test = item.nodeid.partition("[")[0], values.pop("xb", None)
-        found = set(combinations(values.items(), 2)) - met[test]
-        if found or len(values) < 3:
-            met[test] |= found
-            kept.add(item)
-    return [item for item in items if item in kept]
-
-
-def parameters(item):
-    """Which value each has; what one list gives together is one."""
-    given = {name: id(value) for name, value in item.callspec.params.items()} if hasattr(item, "callspec") else {}
-    for mark in item.iter_markers("parametrize"):
-        names = mark.args[0] if not isinstance(mark.args[0], str) else mark.args[0].replace(",", " ").split()
-        if len(names) > 1:
-            given[tuple(names)] = tuple(given.pop(name) for name in names)
-    return given
 
 
 @pytest.fixture(scope="session")
