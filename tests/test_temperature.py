@@ -181,6 +181,33 @@ def test_linear_losses_of_the_coldest_rows(xb, temperature, chunk_size):
                 assert [*wrong(xb, dtype, ("linear_cross_entropy",), xb.asarray, **given)] == []
 
 
+@pytest.mark.parametrize("chunk_size", [None, (1, 2)])
+def test_linear_gradients_that_are_numbers_where_those_of_the_logits_are_none(xb, chunk_size):
+    if xb.name not in ("numpy", "torch"):
+        pytest.skip("these two take gradients of the logits in units")
+    for dtype, temperature, small in (("float32", 2.0**-140, 2.0**-30), ("float64", 2.0**-1030, 2.0**-20)):
+        x, w = (np.array(a).astype(dtype) for a in ([[small, 0], [small, 0]], [[0, small], [0, -small], [-1, 0]]))
+        arrays = (xb.asarray(a) for a in (x, w, np.array([0, 0])))
+        options = {"temperature": temperature, "reduction": "sum", "chunk_size": chunk_size}
+        result = xs.linear_cross_entropy_and_grad(*arrays, **options)
+        by_input, by_weight = (xb.to_numpy(a) for a in result[1:3])
+        np.testing.assert_array_equal(by_input, [[0, -small / temperature]] * 2)
+        np.testing.assert_array_equal(by_weight, small / temperature * np.array([[-1, 0], [1, 0], [0, 0]]))
+
+
+def test_gradients_of_small_weights_at_a_small_temperature(xb):
+    if xb.name == "jax":
+        pytest.skip("the gradient of a row is not scaled inside")
+    for dtype, small in (("float32", 2.0**-130), ("float64", 2.0**-1030)):
+        if dtype not in xb.dtypes() or (dtype == "float32" and xb.flushes_subnormals):
+            continue
+        x, weight = (xb.asarray(np.array(a).astype(dtype)) for a in ([[0, 0, 0, 0]], [2.0**-100]))
+        grad = xs.cross_entropy_grad(
+            x, xb.asarray(np.array([0])), sample_weight=weight, temperature=small, reduction="sum"
+        )
+        np.testing.assert_array_equal(xb.to_numpy(grad), 2.0**-102 / small * np.array([[-3, 1, 1, 1]]))
+
+
 @pytest.mark.backend("dask")
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_split_classes_of_the_coldest_rows(xb, temperature):

@@ -6,6 +6,7 @@ classes as well is made twice: for the states of the rows, which are merged, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +35,9 @@ def linear_cross_entropy(
     """Loss of each row (N, 1), not scaled; gradients of x, factor and bias, scaled by `rows.scale`."""
     if x.shape[0] == 0:
         return of_nothing(p, x, factor, bias, xp)
-    linear = Linear(p, factor, bias, plan, xp, run)
+    if (unit := unit_of(p)) != 1.0:
+        rows = rows._replace(scale=unit if rows.scale is None else unit * rows.scale)
+    linear = Linear(p, factor, bias, plan, xp, run, unit)
     loss, grad_x = (Pieces(x.shape[0], p.library) for _ in range(2))
     grad_factor, grad_bias = (Pieces(factor.shape[0], p.library) for _ in range(2))
     for block in blocks(0, x.shape[0], plan.rows):
@@ -50,9 +53,17 @@ def linear_cross_entropy(
     return (
         loss.array(xp) if "loss" in p.wants else None,
         grad_x.array(xp),
-        rounded(grad_factor.array(xp), dtype_name(factor), xp),
-        None if bias is None else rounded(grad_bias.array(xp), dtype_name(bias), xp),
+        linear.whole(grad_factor.array(xp), factor),
+        None if bias is None else linear.whole(grad_bias.array(xp), bias),
     )
+
+
+def unit_of(p: Problem) -> float:
+    """A power of two: in it, gradients of logits by a small temperature are numbers, as their products may be."""
+    if "grad" not in p.wants or not isinstance(p.temperature, float):
+        return 1.0
+    spare, most = (960, 400) if p.dtype == "float64" else (48, 400 if p.compute == "float64" else 64)
+    return 2.0 ** -max(0, min(most, -math.frexp(p.temperature)[1] - spare))
 
 
 def of_nothing(p: Problem, x: Array, factor: Array, bias: Array | None, xp: Any) -> Results:
@@ -77,6 +88,7 @@ class Linear:
     plan: Plan
     xp: Any
     run: Any
+    unit: float = 1.0
 
     @property
     def dtype(self) -> str:
@@ -161,7 +173,12 @@ class Linear:
                 grad_factor.add(block, xp.matmul(some.T, shown), xp)
                 if self.bias is not None:
                     grad_bias.add(block, sums.total(some, (-2,), xp=xp)[0, :], xp)
-        return rounded(grad_x.total(), dtype_name(x), xp)
+        return self.whole(grad_x.total(), x)
+
+    def whole(self, gradient: Array, of: Array) -> Array:
+        if self.unit != 1.0:
+            gradient = formulas.over(gradient, self.unit, xp=self.xp)
+        return rounded(gradient, dtype_name(of), self.xp)
 
 
 def finite(a: Array, xp: Any) -> Array:

@@ -292,7 +292,16 @@ def _lifted(p: Problem, lse: Array, x: Array, xp: Any, unit: Array | float = 1.0
 def _of_logits(p: Problem, grad: Array, x: Array, rows: Rows, xp: Any) -> Array:
     """z′ ∂L/∂z, scaled"""
     slope, _ = formulas.capped_derivatives(x, p.softcap, xp=xp)
-    return scaled(p, formulas.over(grad if slope is None else grad * slope, p.temperature, xp=xp), rows, xp)
+    grad = grad if slope is None else grad * slope
+    if rows.scale is None or not isinstance(p.temperature, float) or p.temperature > 2.0**-64:
+        return scaled(p, formulas.over(grad, p.temperature, xp=xp), rows, xp)
+    # the scale first, which may be as small; with as large a factor, so that nothing is lost
+    large = 2.0 ** min(900 if p.compute == "float64" else 64, -math.frexp(p.temperature)[1])
+    grad = large * grad
+    if not isinstance(rows.scale, float):
+        grad = xp.where(rows.scale == 0.0, xp.zeros_like(grad), grad)
+    grad = formulas.over(grad * rows.scale, large * p.temperature, xp=xp)
+    return scaled(p, grad, rows._replace(scale=None), xp)
 
 
 def target_rows(
