@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from support import get, put
+from support import get, put, widest
 
 import xsoftmax as xs
 
@@ -233,3 +233,17 @@ def test_class_weights_make_no_array_of_rows_and_classes(verb):
             tracemalloc.stop()
 
     assert peak(weight=weight) < peak() + rows * classes // 4
+
+
+def test_constant_directions_of_rows_whose_factor_overflows(xb):
+    """Their Hessian product is 0 whatever is finite; 0 · ∞ has no value."""
+    if not hasattr(xb.xp, "arange"):
+        pytest.skip(f"{xb.name} has no arange, which class indices need")
+    big = float(np.finfo(widest(xb)).max)
+    x, labels = put(xb, np.array([[1.0, 2.0, 3.0], [0.0, 5.0, 0.0]])), put(xb, np.array([0, 1]))
+    v, weight = put(xb, np.full((2, 3), 3.0)), put(xb, np.full(3, big))
+    for factor, expected in ((big, 0.0), (np.inf, np.nan)):
+        options = {"sample_weight": put(xb, np.full(2, factor)), "weight": weight, "reduction": "sum"}
+        with np.errstate(all="ignore"):
+            product = get(xb, xs.cross_entropy_hvp(x, labels, v, **options))
+        np.testing.assert_array_equal(product, np.full((2, 3), expected))
