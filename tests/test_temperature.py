@@ -160,6 +160,17 @@ def dtypes_at(xb, temperature):
     return [dtype for dtype in xb.dtypes() if temperature < (1e-200 if dtype == "float64" else 1.0)]
 
 
+@pytest.mark.parametrize("dtype, power", [("float32", -127), ("float64", -1023)])
+def test_a_small_part_of_a_quotient_that_overflows(xb, dtype, power):
+    """t (m − x) / T is a number where (m − x) / T is none."""
+    if dtype not in xb.dtypes():
+        pytest.skip(f"{xb.name} has no {dtype}")
+    x, t = (xb.asarray(np.array([row]).astype(dtype)) for row in ([8, 0, -8], [0.75, 0.0625, 0.03125]))
+    with xs.use_implementation("array_api"), np.errstate(all="ignore"):
+        loss = xb.to_numpy(xs.cross_entropy(x, t, temperature=2.0**power, reduction="none"))
+    np.testing.assert_array_equal(loss, 2.0**-power)
+
+
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_z_loss_of_the_coldest_rows(xb, temperature):
     if not hasattr(xb.xp, "arange"):

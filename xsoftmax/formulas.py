@@ -86,6 +86,11 @@ def _is_mild(temperature: Array | float) -> bool:
     return isinstance(temperature, float) and temperature >= 1.0
 
 
+def is_cold(temperature: Array | float) -> bool:
+    """Whether what is divided by it may be a number times another factor, and none by itself."""
+    return isinstance(temperature, float) and temperature < 2.0**-64
+
+
 def _top(x: Array, axes: Axes, *, xp: Any) -> Array:
     return constant(maximum(x, axes, xp=xp), xp)  # no derivative of a row asks for a shift
 
@@ -507,10 +512,10 @@ def of_kept(a: Array, where: Array | None, axes: Axes, *, xp: Any) -> Array:
 
 
 def cross_entropy(
-    x: Array, e: Exponentials, t: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any
+    e: Exponentials, t: Array, far: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any
 ) -> Array:
-    """L = T log1p(q / wm) + Σ_i t_i (m − x_i) + ζ logsumexp²: no term can cancel another; 0 · ∞ = 0"""
-    return _loss(total(t, axes, xp=xp), _far(x, e.m, t, axes, xp=xp), e.log_sum(xp=xp), zeta, lse)
+    """L = T log1p(q / wm) + Σ_i t_i (m − x_i) + ζ logsumexp²: no term can cancel another; `far` is the second"""
+    return _loss(total(t, axes, xp=xp), far, e.log_sum(xp=xp), zeta, lse)
 
 
 def _loss(sum_t: Array, far: Array, log_sum: Array, zeta: Array | float, lse: Array) -> Array:
@@ -518,9 +523,16 @@ def _loss(sum_t: Array, far: Array, log_sum: Array, zeta: Array | float, lse: Ar
     return loss if _is(zeta, 0.0) else loss + zeta * lse * lse
 
 
-def _far(x: Array, m: Array, t: Array, axes: Axes, *, xp: Any) -> Array:
-    """Σ_i t_i (m − x_i), 0 · ∞ = 0"""
-    return total(_times_distance(t, x, m, xp=xp), axes, xp=xp)
+def times_distance(t: Array, z: Array, top: Array, x: Array, m: Array, temperature: Array | float, *, xp: Any) -> Array:
+    """t (top − z), 0 · ∞ = 0, of the z and the top that `tempered` makes of x and m.
+
+    By a small temperature a share of a distance is a number where the distance is none.
+    """
+    near = _times_distance(t, z, top, xp=xp)
+    if not is_cold(temperature):
+        return near
+    apart = over(_times_distance(t, x, m, xp=xp), temperature, xp=xp)
+    return xp.where(xp.isinf(z) & xp.isfinite(x), apart, near)
 
 
 def _times_distance(t: Array, x: Array, m: Array, *, xp: Any) -> Array:
@@ -678,7 +690,8 @@ def state(
         return State(m, e.wm, q, zeros, zeros, zeros)
     zeros, at_max = xp.zeros_like(t), z == top
     of_top, others = (total(a, axes, xp=xp) for a in (xp.where(at_max, t, zeros), xp.where(at_max, zeros, t)))
-    return State(m, e.wm, q, of_top, others, _far(z, top, t, axes, xp=xp))
+    far = total(times_distance(t, z, top, x, m, temperature, xp=xp), axes, xp=xp)
+    return State(m, e.wm, q, of_top, others, far)
 
 
 def merged(s: State, classes: int, axes: Axes, temperature: Array | float = 1.0, *, xp: Any) -> State:
@@ -705,7 +718,7 @@ def merged(s: State, classes: int, axes: Axes, temperature: Array | float = 1.0,
         xp.where(shift.finite, q, xp.where(m == -math.inf, total(s.q, axes, xp=xp), xp.full_like(q, math.nan))),
         total(xp.where(at_max, s.top, zeros), axes, xp=xp),
         total(others, axes, xp=xp),
-        total(s.far + _times_distance(s.sum_t, z, top, xp=xp), axes, xp=xp),
+        total(s.far + times_distance(s.sum_t, z, top, s.m, m, temperature, xp=xp), axes, xp=xp),
     )
 
 

@@ -15,7 +15,7 @@ from ...calls.records import Array, Problem, Rows
 from ...formulas import Axes, State
 from ...libraries import facts
 from ...libraries.arrays import cast, rounded
-from ...libraries.sums import Pair
+from ...libraries.sums import Pair, maximum, total
 from .linear import linear_cross_entropy
 
 
@@ -110,13 +110,22 @@ def cross_entropy(
     loss = grad = None
     if "loss" in p.wants:
         lse = lse_in(1.0) if _has_zeta(rows) else None
-        loss = formulas.cross_entropy(z, e, t, rows.zeta, lse, p.axes, xp=xp)
+        loss = formulas.cross_entropy(e, t, _far(p, x, z, e.m, t, xp), rows.zeta, lse, p.axes, xp=xp)
         loss = formulas.of_kept(loss, rows.where, p.axes, xp=xp)
     if "grad" in p.wants:
         rows, lse, _, t = _in_units(rows, lse_in, t, xp=xp)
         grad = formulas.cross_entropy_grad(e.softmax(), e.complement(xp=xp), t, rows.zeta, lse, p.axes, xp=xp)
         grad = _of_logits(p, grad, x, rows, xp)
     return loss, grad
+
+
+def _far(p: Problem, x: Array, z: Array, top: Array, t: Array, xp: Any) -> Array:
+    """Σ t (top − z)"""
+    m = top
+    if formulas.is_cold(p.temperature):
+        x = formulas.softcapped(x, p.softcap, xp=xp)
+        m = maximum(x, p.axes, xp=xp)
+    return total(formulas.times_distance(t, z, top, x, m, p.temperature, xp=xp), p.axes, xp=xp)
 
 
 # of rows that are read part by part
@@ -293,7 +302,7 @@ def _of_logits(p: Problem, grad: Array, x: Array, rows: Rows, xp: Any) -> Array:
     """z′ ∂L/∂z, scaled"""
     slope, _ = formulas.capped_derivatives(x, p.softcap, xp=xp)
     grad = grad if slope is None else grad * slope
-    if rows.scale is None or not isinstance(p.temperature, float) or p.temperature > 2.0**-64:
+    if rows.scale is None or not formulas.is_cold(p.temperature):
         return scaled(p, formulas.over(grad, p.temperature, xp=xp), rows, xp)
     # the scale first, which may be as small; with as large a factor, so that nothing is lost
     large = 2.0 ** min(900 if p.compute == "float64" else 64, -math.frexp(p.temperature)[1])
