@@ -46,6 +46,7 @@ VALUES = [  # tests of the mathematics and of the tools around it, which no othe
     *(f"tests/test_{name}.py" for name in ("accuracy_cases", "benchmarks", "formulas", "gpu_benchmarks", "properties")),
 ]
 PARTS = "-cross_entropy- or -cross_entropy_grad-"  # of `cross_entropy_and_grad`
+HALVES = "-softmax- or -cross_entropy_and_grad-"  # the verbs that show how half precision is rounded
 AGREEMENT = "tests/test_agreement.py"
 OF_JAX = [  # what another version of JAX can change: names and dtypes, tracing, derivative rules, programs
     "tests/implementations",
@@ -92,8 +93,7 @@ def _float32(verbs):
 
 def _of_32_bit():
     """Half precision is computed as float32 is."""
-    halves = " or ".join(f"-{verb}-" for verb in ("softmax", "cross_entropy_and_grad", "linear_cross_entropy"))
-    return f"not jitted and not ({PARTS}) and (-float32 or {halves})"
+    return f"not jitted and not ({PARTS}) and (-float32 or {HALVES})"
 
 
 def flavours(library):
@@ -201,8 +201,9 @@ def libraries(session):
     run_tests(session, SLOWEST, *OF_NAMES)
     slow = f"dask and ({_float32(EACH_OPERATION)}) or (ndonnx or cubed) and ({_float32(EACH_OPERATION[:1])})"
     with_parts = "torch or jitted"  # loss and gradient alone have kernels of their own in NumPy and PyTorch
-    formulas = f"(jax or strict or marray) and not ({PARTS})"
-    run_tests(session, judged, MATRIX, f"-k={with_parts} or {formulas} or {slow}")
+    narrow = f"{_float32(EACH_OPERATION)} or {HALVES}"  # as float64, rounded once; `tests(jax)` has all of its float32
+    formulas = f"((jax or strict-) and (-float64 or {narrow}) or (strict or marray) and -float32)"
+    run_tests(session, judged, MATRIX, f"-k={with_parts} or {formulas} and not ({PARTS}) or {slow}")
 
 
 @nox.session(tags=EVERY)

@@ -10,8 +10,9 @@ import pytest
 pytestmark = pytest.mark.backend("jax")
 
 
-@pytest.mark.parametrize("x64, names", [("0", "softmax or and_grad"), ("1", "")])  # the programs are alike
-def test_on_eight_devices(x64, names):
+# the programs are alike
+@pytest.mark.parametrize("x64, names", [("0", "hold_values or classes_that or classes_in"), ("1", "")])
+def test_on_eight_devices(request, x64, names):
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     env |= {
         "JAX_ENABLE_X64": x64,
@@ -20,6 +21,7 @@ def test_on_eight_devices(x64, names):
     }
     file = Path(__file__).with_name("sharded_jax.py")
     options = ["--backend=jax", "-q", "-p", "no:cacheprovider", f"-k={names}"]
+    options += ["--pairs"] if request.config.getoption("--pairs") else []
     command = [sys.executable, "-m", "pytest", *options, str(file)]
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
