@@ -53,7 +53,7 @@ OF_JAX = [  # what another version of JAX can change: names and dtypes, tracing,
     *(f"tests/test_{name}.py" for name in ("arrays", "backends", "lazy", "misuse", "nothing", "quick", "warnings")),
 ]
 ORDERS = "of_the_definition or of_finite_differences or no_part_in_any_derivative"  # of JAX's rules: many programs
-TOOLS = ["tests/verify", *(f"tests/test_{name}.py" for name in ("benchmarks", "gpu_benchmarks", "on_gpu"))]
+TOOLS = ["tests/verify", *(f"tests/test_{name}.py" for name in ("benchmarks", "cli", "gpu_benchmarks", "on_gpu"))]
 EACH_OPERATION = ["softmax", "log_softmax_vjp", "cross_entropy_and_grad"]
 
 
@@ -137,7 +137,7 @@ def tests(session, library):
         test_cupy(session, version)
     elif library == "numba":
         install(session, "numba", "cli", "test")
-        run_tests(session, ["numpy"], *(f"--ignore={path}" for path in TOOLS))
+        run_tests(session, ["numpy"], *([] if session.posargs else [f"--ignore={path}" for path in TOOLS]))
         # without AVX-512, whatever this machine has
         session.env["NUMBA_CPU_NAME"] = "haswell"
         session.env["NUMBA_CPU_FEATURES"] = "+avx2,+fma,-avx512f"
