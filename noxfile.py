@@ -57,8 +57,11 @@ TOOLS = ["tests/verify", *(f"tests/test_{name}.py" for name in ("benchmarks", "c
 EACH_OPERATION = ["softmax", "log_softmax_vjp", "cross_entropy_and_grad"]
 
 
-def install(session, *names, constraints=(".ci/constraints.txt",)):
-    """Install the package with each name that is an extra, and the groups of the other names."""
+def install(session, *names, constraints=(".ci/constraints.txt",), editable=False):
+    """Install the package with each name that is an extra, and the groups of the other names.
+
+    Sessions with Numba have it editable: one compiles the kernels for all, beside their sources.
+    """
     if "torch" in names:  # which pip alone finds; all else uv resolves in seconds where pip takes minutes
         session.install("pip")
         pins = [f"--constraint={path}" for path in constraints]
@@ -66,6 +69,7 @@ def install(session, *names, constraints=(".ci/constraints.txt",)):
     extras = [name for name in names if name in EXTRAS]
     groups = [name for name in names if name in GROUPS]
     session.install(
+        *(["--editable"] if editable else []),
         f".[{','.join(extras)}]" if extras else ".",
         *nox.project.dependency_groups(PYPROJECT, *groups),
         *(f"--constraint={path}" for path in constraints),
@@ -136,7 +140,7 @@ def tests(session, library):
             session.skip(f"CuPy: {reason}")
         test_cupy(session, version)
     elif library == "numba":
-        install(session, "numba", "cli", "test")
+        install(session, "numba", "cli", "test", editable=True)
         run_tests(session, ["numpy"], *([] if session.posargs else [f"--ignore={path}" for path in TOOLS]))
         # without AVX-512, whatever this machine has
         session.env["NUMBA_CPU_NAME"] = "haswell"
@@ -179,7 +183,7 @@ def every_kernel(session):
 
 def install_every_backend(session):
     """All but CuPy, which needs a GPU; returns their names."""
-    install(session, "torch", "jax", "dask", "agreement", "cli", "test")
+    install(session, "torch", "jax", "dask", "agreement", "cli", "test", editable=True)
     return ["numpy", *(name for library in LIBRARIES for name in flavours(library))]
 
 
