@@ -48,6 +48,7 @@ VALUES = [  # tests of the mathematics and of the tools around it, which no othe
 PARTS = "-cross_entropy- or -cross_entropy_grad-"  # of `cross_entropy_and_grad`
 HALVES = "-softmax- or -cross_entropy_and_grad-"  # the verbs that show how half precision is rounded
 AGREEMENT = "tests/test_agreement.py"
+EXAMPLES = "tests/test_examples.py"
 OF_JAX = [  # what another version of JAX can change: names and dtypes, tracing, derivative rules, programs
     "tests/implementations",
     *(f"tests/test_{name}.py" for name in ("arrays", "backends", "lazy", "misuse", "nothing", "quick", "warnings")),
@@ -87,8 +88,12 @@ def run_tests(session, backends, *args, x64="1", whole=False):
 
 
 def without_matrix(session):
-    """The contract matrix is in `libraries`, that of NumPy in `tests(numba)`, which has all its implementations."""
-    return [] if session.posargs else [f"--ignore={MATRIX}"]
+    """The contract matrix is in `libraries`, that of NumPy in `tests(numba)`, which has all its implementations.
+
+    What takes several backends at once is in `agreement`; the examples are in `examples`, with NumPy.
+    """
+    apart = [MATRIX, AGREEMENT, EXAMPLES]
+    return [] if session.posargs else [f"--ignore={path}" for path in apart]
 
 
 def _float32(verbs):
@@ -226,7 +231,7 @@ def oldest(session):
     install(session, "oldest", constraints=())
     libraries = ["numpy", "array-api-strict", "dask"]
     of_values = [f"--ignore={path}" for path in VALUES if path != "tests/implementations"]
-    run_tests(session, libraries, *without_matrix(session), *of_values, f"--ignore={AGREEMENT}")
+    run_tests(session, libraries, *without_matrix(session), *of_values)
     run_tests(session, ["jax"], *OF_JAX, f"-k=not ({ORDERS})")  # `tests(jax)` has their values
     run_tests(session, [*libraries, "jax"], AGREEMENT)  # every verb of each
 
@@ -242,7 +247,7 @@ def distributed(session):
 def examples(session):
     """Every example, as a user would run it."""
     install(session, "examples", "test")
-    run_tests(session, ["numpy"], "tests/test_examples.py")
+    run_tests(session, ["numpy"], EXAMPLES)
 
 
 @nox.session

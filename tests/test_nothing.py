@@ -128,6 +128,8 @@ def test_linear_loss_without_rows(xb, shape, chunk_size):
 def test_masks_without_axes(xb, chunk_size, smoothing):
     """A `where` of no dimension, or of one class, is that of every class."""
     skip_unable(xb)
+    if xb.name in ("dask", "jax") and (chunk_size, smoothing) not in ((None, 0.1), ((2, 2), 0.0)):
+        pytest.skip(f"{xb.name} takes long to plan or compile, and two of six tell")
     rng = np.random.default_rng(0)
     x, factor, q = (
         put(xb, a) for a in (rng.normal(size=(3, 2)), rng.normal(size=(5, 2)), rng.dirichlet(np.ones(5), 3))

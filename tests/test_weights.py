@@ -58,6 +58,8 @@ def skip_if_not_indexable(xb):
 
 
 def chunk_sizes(xb):
+    if xb.name == "jax":  # which compiles each for seconds
+        return ((3, 2),)
     return (None,) if xb.name in ("dask", "cubed", "ndonnx", "mlx") else (None, (3, 2))
 
 
@@ -94,6 +96,8 @@ def test_the_weight_of_a_class_that_no_row_names_counts_for_nothing(xb, empty, r
 def test_rows_that_do_not_count_name_no_class(xb, reduction):
     """Ignored rows, and those of weight 0, may name the class whose weight is infinite."""
     skip_if_not_indexable(xb)
+    if xb.name in ("dask", "jax") and reduction != "mean":
+        pytest.skip(f"{xb.name} takes long to plan or compile, and a mean has both divisors")
     odd, plain = (put(xb, np.array([first, 1.0, 2.0, 0.5])) for first in (np.inf, 3.0))
     labels = put(xb, np.array([1, 0, 1, 2]))
     s = put(xb, np.array([1.0, 0.0, 0.5, 2.0]))
