@@ -32,7 +32,7 @@ OTHERS = [version for version in nox.project.python_versions(PYPROJECT) if versi
 STRICT = ["array-api-strict", *(f"array-api-strict:{device}" for device in ("device1", "no_float64", "no_x64"))]
 LIBRARIES = ["torch", "jax", "dask", "array-api-strict", "ndonnx", "mlx", "cubed", "marray", "sparse"]
 SLOWEST = ["ndonnx", "cubed"]
-BY_FORMULAS = ["dask", *STRICT, "mlx", "marray", "sparse"]  # and the slowest
+BY_FORMULAS = ["dask", *(name for name in STRICT if "no_float64" not in name), "mlx", "marray", "sparse"]
 OF_NAMES = [  # values are in `contract`
     *(f"tests/test_{name}.py" for name in ("lazy", "misuse")),
     "tests/test_linear.py::test_onnx_model_with_a_symbolic_batch",
@@ -211,7 +211,8 @@ def libraries(session):
     slow = f"dask and ({_float32(EACH_OPERATION)}) or (ndonnx or cubed) and ({_float32(EACH_OPERATION[:1])})"
     with_parts = "torch or jitted"  # loss and gradient alone have kernels of their own in NumPy and PyTorch
     narrow = f"{_float32(EACH_OPERATION)} or {HALVES}"  # as float64, rounded once; `tests(jax)` has all of its float32
-    formulas = f"((jax or strict-) and (-float64 or {narrow}) or (strict or marray) and -float32)"
+    others = f"no_float64 and -float32 or (strict or marray) and ({_float32(EACH_OPERATION)})"
+    formulas = f"((jax or strict-) and (-float64 or {narrow}) or {others})"
     run_tests(session, judged, MATRIX, f"-k={with_parts} or {formulas} and not ({PARTS}) or {slow}")
 
 
