@@ -11,8 +11,12 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
+from .calls import checks, recipes
+from .calls.recipes import Recipe
 from .calls.records import Problem
+from .calls.table import VERBS
 from .implementations import REGISTRY, Entry
+from .libraries.arrays import FLOATING
 
 _VARIABLE = "XSOFTMAX_IMPLEMENTATION"
 _forced: ContextVar[str | None] = ContextVar("xsoftmax_implementation", default=None)
@@ -173,38 +177,39 @@ def binds(choice: str | None, operation: str, problem: Problem) -> bool:
 
 
 _SMALL = 1 << 16  # elements; on one thread, in 40 µs at most
-_QUICK_DTYPES = {"numpy": ("float32", "float64"), "cupy": ("float16", "bfloat16", "float32", "float64")}
-_quick: dict[tuple[str, Any, str | None], Any] = {}
 
 
-def quick(operation: str, x: Any, axis: Any) -> Any:
-    """A function of plain matrices, along the last axis, small ones of NumPy; it and its result may be None.
+def entry(verb: str, x: Any, axis: Any) -> Any:
+    """What takes a small array of this kind straight to its implementation, or None; that may answer None too.
 
-    The choice is made once for each dtype: what would be done for any array costs more than the arithmetic here.
+    The choice is made once for each kind: what would be done for any array costs more than the arithmetic here.
     """
     kind = type(x)
-    if kind.__name__ != "ndarray" or type(axis) is not int or axis != -1 or x.ndim != 2 or not x.size:
+    if kind.__name__ != "ndarray" or _record.get() is not None or not 0 < x.size <= _SMALL:
         return None
-    if kind.__module__ == "numpy":
-        if x.size > _SMALL or not x.flags.carray:
-            return None
-    elif kind.__module__ != "cupy" or not x.flags.c_contiguous:
+    if type(axis) is not int and axis is not None and not (type(axis) is tuple and {*map(type, axis)} == {int}):
         return None
-    if _record.get() is not None:
-        return None
-    key = operation, x.dtype, forced()
-    if key not in _quick:
-        _quick[key] = _find_quick(operation, x, key[2])
-    return _quick[key]
+    key = verb, kind, x.dtype, x.ndim, axis, forced()
+    recipe = recipes.kept.get(key) or recipes.keep(key, _found(*key))
+    return recipe.entry
 
 
-def _find_quick(operation: str, x: Any, choice: str | None) -> Any:
-    dtype, library = str(x.dtype), type(x).__module__
-    if dtype not in _QUICK_DTYPES[library] or not x.dtype.isnative:
-        return None
-    inner = operation.removesuffix("_and_grad")
-    problem = Problem(operation, library, "ndarray", dtype, "float64", dtype, (-1,))
-    return getattr(_module(_chosen(inner, problem, choice, None)), "QUICK", {}).get(operation)
+def _found(verb: str, kind: Any, dtype: Any, ndim: int, axis: Any, choice: str | None) -> Recipe:
+    row, library = VERBS[verb], kind.__module__
+    is_loss = row.family == "cross_entropy"
+    if not dtype.isnative or str(dtype) not in FLOATING or library not in ("numpy", "cupy"):
+        return Recipe()
+    if is_loss and type(axis) is not int:
+        return Recipe()
+    try:
+        axes = checks.negative_axes(verb, axis, ndim, row.arrays[0])
+    except ValueError:
+        return Recipe()
+    wants = tuple("loss" if a == "rows" else "grad" for a in row.returns) if is_loss else ()
+    problem = Problem(verb, library, "ndarray", str(dtype), "float64", str(dtype), axes, wants=wants)
+    name = _chosen(row.operation or verb, problem, choice, None)
+    make = getattr(_module(name), "ENTRIES", {}).get(verb)
+    return Recipe(problem, name, make and make(problem, ndim))
 
 
 def candidates(library: str) -> list[Entry]:
@@ -243,4 +248,4 @@ def forget() -> None:
     """Read the registry and its modules anew."""
     for cached in (_chosen, _with_own, reasons, _module, _runner):
         cached.cache_clear()
-    _quick.clear()
+    recipes.kept.clear()

@@ -10,7 +10,8 @@ from typing import Any
 from ..calls import checks
 from ..calls.arguments import on_arrays, on_logits
 from ..calls.records import Array, ArrayCall, Axis
-from ..choose import perform, quick
+from ..calls.table import VERBS
+from ..choose import entry, perform
 from ..libraries.arrays import cast, with_axis
 from .graphs import one_node
 from .results import reduced, untouched, written
@@ -90,9 +91,8 @@ def softmax(
     >>> xs.softmax(np.array([1000.0, 1000.0]))  # exp(1000) overflows; this does not
     array([0.5, 0.5])
     """
-    function = quick("softmax", x, axis)
-    usual = function is not None and where is None and type(temperature) is float and temperature == 1.0
-    if usual and (y := function(x, out)) is not None:
+    run = entry("softmax", x, axis)
+    if run is not None and (y := run(x, where, temperature, out)) is not None:
         return y
     return _like_logits(x, "softmax", axis=axis, where=where, temperature=temperature, out=out)
 
@@ -144,9 +144,8 @@ def log_softmax(
     >>> xs.log_softmax(np.array([40.0, 0.0]))  # the first: -log1p(exp(-40))
     array([-4.24835426e-18, -4.00000000e+01])
     """
-    function = quick("log_softmax", x, axis)
-    usual = function is not None and where is None and type(temperature) is float and temperature == 1.0
-    if usual and (y := function(x, out)) is not None:
+    run = entry("log_softmax", x, axis)
+    if run is not None and (y := run(x, where, temperature, out)) is not None:
         return y
     return _like_logits(x, "log_softmax", axis=axis, where=where, temperature=temperature, out=out)
 
@@ -219,9 +218,9 @@ def logsumexp(
     >>> xs.logsumexp(np.array([[1.0, 2.0], [3.0, 3.0]]), b=np.array([1.0, -1.0]), return_sign=True)
     (array([1.54132485,       -inf]), array([-1.,  0.]))
     """
-    function = quick("logsumexp", x, axis)
-    if function is not None and b is None and where is None and keepdims is False and return_sign is False:
-        return function(x)
+    run = entry("logsumexp", x, axis) if b is None and return_sign is False and type(keepdims) is bool else None
+    if run is not None and (value := run(x, where, keepdims)) is not None:
+        return value
     return _any_logsumexp(x, axis, b, where, keepdims, return_sign)
 
 
@@ -304,7 +303,6 @@ def _softmax_jacobian(call: ArrayCall, *, run: Any) -> Array:
     return run("softmax_jacobian", replace(call.problem, axes=(-1,)), y, xp=call.xp)
 
 
-@one_node
 def softmax_vjp(y: Array, dy: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
     """Cotangent times the Jacobian of softmax: ``y_i (dy_i - Σ_j y_j dy_j)``.
 
@@ -341,10 +339,9 @@ def softmax_vjp(y: Array, dy: Array, /, *, axis: Axis = -1, where: Array | None 
     >>> xs.softmax_vjp(np.array([0.25, 0.75]), np.array([1.0, 0.0]))
     array([ 0.1875, -0.1875])
     """
-    return perform(_rows, on_arrays("softmax_vjp", {"y": y, "dy": dy}, axis=axis, where=where), "softmax_product")
+    return _product("softmax_vjp", {"y": y, "dy": dy}, axis, where)
 
 
-@one_node
 def softmax_jvp(y: Array, dx: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
     """Jacobian of softmax times a tangent: ``y_i (dx_i - Σ_j y_j dx_j)``.
 
@@ -371,10 +368,9 @@ def softmax_jvp(y: Array, dx: Array, /, *, axis: Axis = -1, where: Array | None 
     >>> xs.softmax_jvp(np.array([0.25, 0.75]), np.array([0.0, 1.0]))
     array([-0.1875,  0.1875])
     """
-    return perform(_rows, on_arrays("softmax_jvp", {"y": y, "dx": dx}, axis=axis, where=where), "softmax_product")
+    return _product("softmax_jvp", {"y": y, "dx": dx}, axis, where)
 
 
-@one_node
 def log_softmax_vjp(log_y: Array, dy: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
     """Cotangent times the Jacobian of log_softmax: ``dy_i - exp(log_y_i) Σ_j dy_j``.
 
@@ -410,11 +406,9 @@ def log_softmax_vjp(log_y: Array, dy: Array, /, *, axis: Axis = -1, where: Array
     >>> xs.log_softmax_vjp(np.log([0.25, 0.75]), np.array([1.0, 0.0]))
     array([ 0.75, -0.75])
     """
-    call = on_arrays("log_softmax_vjp", {"log_y": log_y, "dy": dy}, axis=axis, where=where)
-    return perform(_rows, call, "log_softmax_vjp")
+    return _product("log_softmax_vjp", {"log_y": log_y, "dy": dy}, axis, where)
 
 
-@one_node
 def log_softmax_jvp(log_y: Array, dx: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
     """Jacobian of log_softmax times a tangent: ``dx_i - Σ_j exp(log_y_j) dx_j``.
 
@@ -444,8 +438,21 @@ def log_softmax_jvp(log_y: Array, dx: Array, /, *, axis: Axis = -1, where: Array
     >>> xs.log_softmax_jvp(np.log([0.25, 0.75]), np.array([1.0, 0.0]))
     array([ 0.75, -0.25])
     """
-    call = on_arrays("log_softmax_jvp", {"log_y": log_y, "dx": dx}, axis=axis, where=where)
-    return perform(_rows, call, "log_softmax_jvp")
+    return _product("log_softmax_jvp", {"log_y": log_y, "dx": dx}, axis, where)
+
+
+def _product(verb: str, arrays: dict[str, Array], axis: Axis, where: Array | None) -> Array:
+    y, v = arrays.values()
+    run = entry(verb, y, axis)
+    if run is not None and (product := run(y, v, where)) is not None:
+        return product
+    return _any_product(*arrays.values(), verb=verb, names=tuple(arrays), axis=axis, where=where)
+
+
+@one_node
+def _any_product(y: Array, v: Array, *, verb: str, names: tuple[str, ...], axis: Axis, where: Array | None) -> Array:
+    call = on_arrays(verb, dict(zip(names, (y, v), strict=True)), axis=axis, where=where)
+    return perform(_rows, call, VERBS[verb].operation or verb)
 
 
 def _rows(call: ArrayCall, operation: str, out: Array | None = None, *, run: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ..calls import checks
 from ..calls.arguments import on_arrays, on_loss
 from ..calls.records import Array, ArrayCall, LossCall, Options
-from ..choose import perform, quick
+from ..choose import entry, perform
 from ..libraries.arrays import cast
 from ..weights import RowWeights
 from .graphs import one_node
@@ -131,13 +131,10 @@ def cross_entropy(
     >>> xs.cross_entropy(logits, np.array([1, -100]), ignore_index=-100).round(12)
     np.float64(0.479010696748)
     """
-    function = quick("cross_entropy", logits, axis)
-    if function is not None:
-        absent = (where, weight, sample_weight, ignore_index, softcap)
-        usual = _are_usual(absent, label_smoothing, temperature, z_loss, reduction)
-        if usual and (mean := function(logits, targets)) is not None:
-            return mean
     options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
+    run = entry("cross_entropy", logits, axis)
+    if run is not None and (loss := run(logits, targets, options, None)) is not None:
+        return loss
     return _any_cross_entropy(logits, targets, axis, *options)
 
 
@@ -153,7 +150,6 @@ def _cross_entropy(call: LossCall, *, run: Any) -> Array:
     return _loss(rows, w, call)
 
 
-@one_node
 def cross_entropy_grad(
     logits: Array,
     targets: Array,
@@ -210,11 +206,17 @@ def cross_entropy_grad(
     array([[ 5.00000000e-01, -5.00000000e-01],
            [-4.24835426e-18,  4.24835426e-18]])
     """
+    options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
+    run = entry("cross_entropy_grad", logits, axis)
+    if run is not None and (grad := run(logits, targets, options, out)) is not None:
+        return grad
+    return _any_cross_entropy_grad(logits, targets, axis, *options, out=out)
+
+
+@one_node
+def _any_cross_entropy_grad(logits: Array, targets: Array, axis: int, *options: Any, out: Array | None) -> Array:
     arrays = {"logits": logits, "targets": targets}
-    options = Options(
-        where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
-    )  # fmt: skip
-    call = on_loss("cross_entropy_grad", arrays, options, axis=axis, wants=("grad",), out=out)
+    call = on_loss("cross_entropy_grad", arrays, Options(*options), axis=axis, wants=("grad",), out=out)
     return perform(_cross_entropy_grad, call, out)
 
 
@@ -268,13 +270,10 @@ def cross_entropy_and_grad(
     >>> loss.round(12), grad
     (np.float64(0.126928011043), array([[-0.11920292,  0.11920292]]))
     """
-    function = quick("cross_entropy_and_grad", logits, axis)
-    if function is not None:
-        absent = (where, weight, sample_weight, ignore_index, softcap)
-        usual = _are_usual(absent, label_smoothing, temperature, z_loss, reduction)
-        if usual and (found := function(logits, targets, out)) is not None:
-            return LossAndGrad(*found)
     options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
+    run = entry("cross_entropy_and_grad", logits, axis)
+    if run is not None and (found := run(logits, targets, options, out)) is not None:
+        return LossAndGrad(*found)
     return _any_cross_entropy_and_grad(logits, targets, axis, *options, out=out)
 
 
@@ -293,7 +292,6 @@ def _cross_entropy_and_grad(call: LossCall, out: Array | None, *, run: Any) -> t
     return _loss(rows, w, call), written(grad, out)
 
 
-@one_node
 def cross_entropy_hvp(
     logits: Array,
     targets: Array,
@@ -346,12 +344,17 @@ def cross_entropy_hvp(
     >>> xs.cross_entropy_hvp(np.array([[0.0, 0.0]]), np.array([0]), np.array([[1.0, 0.0]]))
     array([[ 0.25, -0.25]])
     """
+    options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
+    run = entry("cross_entropy_hvp", logits, axis)
+    if run is not None and (product := run(logits, targets, v, options)) is not None:
+        return product
+    return _any_cross_entropy_hvp(logits, targets, v, axis, *options)
+
+
+@one_node
+def _any_cross_entropy_hvp(logits: Array, targets: Array, v: Array, axis: int, *options: Any) -> Array:
     arrays = {"logits": logits, "targets": targets, "v": v}
-    options = Options(
-        where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
-    )  # fmt: skip
-    call = on_loss("cross_entropy_hvp", arrays, options, axis=axis)
-    return perform(_cross_entropy_hvp, call)
+    return perform(_cross_entropy_hvp, on_loss("cross_entropy_hvp", arrays, Options(*options), axis=axis))
 
 
 def _cross_entropy_hvp(call: LossCall, *, run: Any) -> Array:
@@ -361,7 +364,6 @@ def _cross_entropy_hvp(call: LossCall, *, run: Any) -> Array:
     return run("cross_entropy_hvp", call.problem, call.x, w.targets, w.rows, call.v, xp=call.xp)
 
 
-@one_node
 def cross_entropy_grad_and_hessian_diag(
     logits: Array,
     targets: Array,
@@ -411,11 +413,19 @@ def cross_entropy_grad_and_hessian_diag(
     >>> xs.cross_entropy_grad_and_hessian_diag(np.array([[0.0, 0.0]]), np.array([0]), reduction="none")
     GradAndHessianDiag(grad=array([[-0.5,  0.5]]), hessian_diag=array([[0.25, 0.25]]))
     """
-    arrays = {"logits": logits, "targets": targets}
-    options = Options(
-        where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
-    )  # fmt: skip
-    call = on_loss("cross_entropy_grad_and_hessian_diag", arrays, options, axis=axis, wants=("grad",))
+    options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
+    run = entry("cross_entropy_grad_and_hessian_diag", logits, axis)
+    if run is not None and (found := run(logits, targets, options)) is not None:
+        return GradAndHessianDiag(*found)
+    return _any_cross_entropy_grad_and_hessian_diag(logits, targets, axis, *options)
+
+
+@one_node
+def _any_cross_entropy_grad_and_hessian_diag(
+    logits: Array, targets: Array, axis: int, *options: Any
+) -> GradAndHessianDiag:
+    arrays, verb = {"logits": logits, "targets": targets}, "cross_entropy_grad_and_hessian_diag"
+    call = on_loss(verb, arrays, Options(*options), axis=axis, wants=("grad",))
     return GradAndHessianDiag(*perform(_cross_entropy_grad_and_hessian_diag, call))
 
 
@@ -557,17 +567,6 @@ def _row_sums(call: ArrayCall, *, run: Any) -> Array:
     if checks.is_empty(call.arrays[0]):
         return reduced(xp.sum(cast(call.arrays[0], p.result, xp), axis=p.axes, keepdims=True), p.axes, xp)
     return reduced(run(p.verb, p, *call.arrays, xp=xp), p.axes, xp)
-
-
-def _are_usual(
-    absent: tuple[object, ...], label_smoothing: float, temperature: float, z_loss: float, reduction: str
-) -> bool:
-    """Whether no option is given, or as its default: what a short cut does without."""
-    if any(option is not None for option in absent):
-        return False
-    if type(label_smoothing) is type(temperature) is type(z_loss) is float and type(reduction) is str:
-        return (label_smoothing, temperature, z_loss, reduction) == (0.0, 1.0, 0.0, "mean")
-    return False
 
 
 def _rows(call: LossCall, w: RowWeights, out: Array | None = None, *, run: Any) -> tuple[Array | None, Array | None]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 
@@ -12,9 +11,9 @@ from ...calls.records import Array, Problem
 from ...kernels import ACROSS
 from ...libraries.arrays import HALF
 from ...threads import get_num_threads
-from . import numba_parts
+from . import numba_hessians, numba_parts, small
 from .addresses import TYPES, kernel, memory, side_by_side, step, steps
-from .operations import READ, WRITES, Operations, quick_mean, quick_result
+from .operations import READ, WRITES, Operations
 
 _WIDEST = 1 << 16  # classes of rows that are worked across: a tile is 8 rows wide
 _WIDEST_HALF = 1 << 10  # the same, of half precision: 64 rows of float32 in 256 KiB
@@ -24,7 +23,6 @@ _LEAST = 1 << 18  # elements of one
 _PIECE = 4096  # elements that are worth a call
 _CODES = {"softmax": 0, "log_softmax": 1, "logsumexp": 2}  # numbers reach a kernel in less time than strings
 _PRODUCT_CODES = {"softmax_product": 0, "log_softmax_jvp": 1, "log_softmax_vjp": 2}
-_LABELS = np.dtype(np.int64)
 
 
 @lru_cache(maxsize=1)
@@ -148,48 +146,6 @@ def _are_alike(*arrays: Array | None) -> bool:
     return len({side_by_side(a) for a in arrays if a is not None}) == 1
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# small arrays (n, C), side by side in memory and writeable, along the last axis, without options
-
-
-def _quick_like_logits(name: str, x: Array, out: Array | None) -> Array | None:
-    if (y := quick_result(out, x)) is not None:
-        kernel("small", name)(x, y)
-    return y
-
-
-def _quick_logsumexp(x: Array) -> Array:
-    y = np.empty(len(x), x.dtype)
-    kernel("small", "logsumexp")(x, y)
-    return y
-
-
-def _quick_cross_entropy(x: Array, labels: Array) -> Any:
-    if not _are_plain(labels, x):
-        return None
-    mean = kernel("small", "mean_cross_entropy")(x, labels, np.empty(len(x)))
-    return None if mean == -1.0 else quick_mean(mean, x)
-
-
-def _quick_cross_entropy_and_grad(x: Array, labels: Array, out: Array | None) -> tuple[Any, Array] | None:
-    if not _are_plain(labels, x) or (grad := quick_result(out, x, labels)) is None:
-        return None
-    mean = kernel("small", "mean_cross_entropy_and_grad")(x, labels, np.empty(len(x)), grad)
-    return None if mean == -1.0 else (quick_mean(mean, x), grad)
-
-
-def _are_plain(labels: Array, x: Array) -> bool:
-    plain = type(labels) is np.ndarray and labels.dtype == _LABELS and labels.shape == x.shape[:1]
-    return plain and labels.flags.carray
-
-
-QUICK = {
-    "softmax": partial(_quick_like_logits, "softmax"),
-    "log_softmax": partial(_quick_like_logits, "log_softmax"),
-    "logsumexp": _quick_logsumexp,
-    "cross_entropy": _quick_cross_entropy,
-    "cross_entropy_and_grad": _quick_cross_entropy_and_grad,
-}
-
-OPERATIONS = Operations(_Kernels()).declared() | numba_parts.OPERATIONS
+OPERATIONS = Operations(_Kernels()).declared() | numba_parts.OPERATIONS | numba_hessians.OPERATIONS
 INTO = WRITES | {"class_grad"}
+ENTRIES = small.ENTRIES

@@ -21,7 +21,6 @@ from . import long as long_rows
 from .views import on_blocks, views
 
 READ = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
-_LEAST, _MOST = 2.0**-126, 2.0**127  # normal numbers of either
 
 
 class Arithmetic(Protocol):
@@ -378,14 +377,6 @@ def _with_rows(parts: list[list[Array | None]], *by_row: Array | None) -> Iterat
                 shares.append(a.reshape(-1)[start : start + outer * inner].reshape(outer, inner, 1))
         start += outer * inner
         yield [part, *shares]
-
-
-def quick_mean(mean: Any, like: Array) -> Any:
-    """As NumPy's scalar; a cast that overflows or underflows would warn."""
-    if _LEAST <= mean <= _MOST:
-        return like.dtype.type(mean)
-    with np.errstate(all="ignore"):
-        return like.dtype.type(mean)
 
 
 def quick_result(out: Array | None, x: Array, *others: Array) -> Array | None:
