@@ -17,6 +17,7 @@ from support import forget_choices
 
 import xsoftmax as xs
 from xsoftmax import choose, implementations
+from xsoftmax.calls import recipes
 from xsoftmax.implementations import REGISTRY, Entry
 
 pytestmark = pytest.mark.backend("numpy")
@@ -36,7 +37,7 @@ def registry(monkeypatch):
         for name, library, operations, reasons, *off in entries:
             module = types.ModuleType(f"xsoftmax.implementations.{name}")
             module.refuses = lambda problem, reasons=reasons: list(reasons)
-            module.OPERATIONS, module.QUICK = operations, operations.get("QUICK", {})
+            module.OPERATIONS, module.ENTRIES = operations, operations.get("ENTRIES", {})
             monkeypatch.setitem(sys.modules, module.__name__, module)
             table.append(Entry(name, library, name, off=off[0] if off else None))
         full = (*table, *implementations.REGISTRY)
@@ -84,8 +85,9 @@ def test_one_that_is_off_runs_only_where_asked_for(registry):
 @pytest.mark.parametrize(
     ("off", "asked", "own"), [(None, None, True), ("untried", None, False), ("untried", MINE, True)]
 )
-def test_work_around_the_operations(registry, off, asked, own):
+def test_work_around_the_operations(registry, monkeypatch, off, asked, own):
     """An implementation may weigh rows and sum their losses itself."""
+    monkeypatch.setattr(choose, "_SMALL", 0)  # no entry, which does all by itself
     registry((MINE, "numpy", {"reduce_rows": lambda p, loss, w, reduction, dtype: np.float64(7.0)}, [], off))
     with xs.use_implementation(asked) if asked else nullcontext():
         loss = xs.cross_entropy(np.zeros((2, 2)), LABELS, sample_weight=np.ones(2))
@@ -93,21 +95,33 @@ def test_work_around_the_operations(registry, off, asked, own):
 
 
 @pytest.mark.parametrize(
-    ("contiguous", "dtype", "size", "taken"),
-    [
-        (True, "float16", 1 << 20, True),
-        (False, "float16", 1 << 20, False),
-        (True, "int32", 8, False),
-        (True, "float32", 0, False),
-    ],
+    ("dtype", "size", "taken"), [("float16", 1 << 20, True), ("int32", 8, False), ("float32", 0, False)]
 )
-def test_the_short_way_of_a_device(registry, contiguous, dtype, size, taken):
-    registry((MINE, "cupy", {"softmax": ones, "QUICK": {"softmax": lambda x, out: "short"}}, []))
+def test_the_entry_of_a_device(registry, dtype, size, taken):
+    entries = {"softmax": lambda p, ndim, entry_of: "entry" if p.axes == (-1,) else None}
+    registry((MINE, "cupy", {"softmax": ones, "ENTRIES": entries}, []))
     kind = type("ndarray", (), {"__module__": "cupy"})
     x = kind()
-    x.ndim, x.size, x.dtype, x.flags = 2, size, np.dtype(dtype), types.SimpleNamespace(c_contiguous=contiguous)
-    assert (choose.quick("softmax", x, -1) is not None) == taken
-    assert choose.quick("softmax", x, 1) is None
+    x.ndim, x.size, x.dtype = 2, size, np.dtype(dtype)
+    assert (choose.entry("softmax", x, -1) is not None) == taken
+    assert choose.entry("softmax", x, 1) == choose.entry("softmax", x, -1)
+    assert choose.entry("softmax", x, 0) is None
+
+
+def test_what_the_kinds_settle_is_kept_and_numbers_are_no_part_of_it():
+    choose.forget()
+    for i in range(100):
+        xs.softmax(X, temperature=1.0 + i)
+        xs.cross_entropy(X, LABELS, temperature=1.0 + i, label_smoothing=i / 100, z_loss=i, softcap=1.0 + i)
+    assert len(recipes.kept) == 2
+
+
+def test_no_more_kinds_are_kept_than_have_room(monkeypatch):
+    choose.forget()
+    monkeypatch.setattr(recipes, "_MOST", 3)
+    for ndim in range(1, 9):
+        xs.softmax(np.zeros((1,) * ndim))
+    assert 0 < len(recipes.kept) <= 3
 
 
 def test_who_refuses_is_passed_over(registry):

@@ -16,7 +16,7 @@ from .calls.recipes import Recipe
 from .calls.records import Problem
 from .calls.table import VERBS
 from .implementations import REGISTRY, Entry
-from .libraries.arrays import FLOATING
+from .libraries.arrays import FLOATING, dtype_name
 
 _VARIABLE = "XSOFTMAX_IMPLEMENTATION"
 _forced: ContextVar[str | None] = ContextVar("xsoftmax_implementation", default=None)
@@ -177,6 +177,8 @@ def binds(choice: str | None, operation: str, problem: Problem) -> bool:
 
 
 _SMALL = 1 << 16  # elements; on one thread, in 40 µs at most
+_TENSORS = ("Tensor", "Parameter")
+_WITH_ENTRIES = ("numpy", "cupy", "torch")
 
 
 def entry(verb: str, x: Any, axis: Any) -> Any:
@@ -185,31 +187,52 @@ def entry(verb: str, x: Any, axis: Any) -> Any:
     The choice is made once for each kind: what would be done for any array costs more than the arithmetic here.
     """
     kind = type(x)
-    if kind.__name__ != "ndarray" or _record.get() is not None or not 0 < x.size <= _SMALL:
+    if kind.__name__ == "ndarray":
+        size = x.size if kind.__module__ == "numpy" else min(x.size, 1)  # on a device no size is too large
+    elif kind.__module__.startswith("torch"):
+        import torch
+
+        if torch.compiler.is_compiling() or kind.__name__ not in _TENSORS:
+            return None
+        size = x.numel() if x.is_cpu else 0
+    else:
+        return None
+    if not 0 < size <= _SMALL or _record.get() is not None:
         return None
     if type(axis) is not int and axis is not None and not (type(axis) is tuple and {*map(type, axis)} == {int}):
         return None
     key = verb, kind, x.dtype, x.ndim, axis, forced()
-    recipe = recipes.kept.get(key) or recipes.keep(key, _found(*key))
+    recipe = recipes.kept.get(key)
+    if recipe is None:
+        recipe = recipes.keep(key, _found(verb, x, axis, key[-1]))
     return recipe.entry
 
 
-def _found(verb: str, kind: Any, dtype: Any, ndim: int, axis: Any, choice: str | None) -> Recipe:
-    row, library = VERBS[verb], kind.__module__
-    is_loss = row.family == "cross_entropy"
-    if not dtype.isnative or str(dtype) not in FLOATING or library not in ("numpy", "cupy"):
-        return Recipe()
-    if is_loss and type(axis) is not int:
+def _found(verb: str, x: Any, axis: Any, choice: str | None) -> Recipe:
+    row, library, dtype = VERBS[verb], type(x).__module__.partition(".")[0], dtype_name(x)
+    is_loss, is_native = row.family == "cross_entropy", getattr(x.dtype, "isnative", True)
+    if dtype not in FLOATING or not is_native or library not in _WITH_ENTRIES or (is_loss and type(axis) is not int):
         return Recipe()
     try:
-        axes = checks.negative_axes(verb, axis, ndim, row.arrays[0])
+        axes = checks.negative_axes(verb, axis, x.ndim, row.arrays[0])
     except ValueError:
         return Recipe()
     wants = tuple("loss" if a == "rows" else "grad" for a in row.returns) if is_loss else ()
-    problem = Problem(verb, library, "ndarray", str(dtype), "float64", str(dtype), axes, wants=wants)
-    name = _chosen(row.operation or verb, problem, choice, None)
-    make = getattr(_module(name), "ENTRIES", {}).get(verb)
-    return Recipe(problem, name, make and make(problem, ndim))
+    problem = Problem(verb, library, type(x).__name__, dtype, "float64", dtype, axes, wants=wants)
+    return _recipe(problem, row.operation or verb, x.ndim, choice)
+
+
+def _recipe(problem: Problem, operation: str, ndim: int, choice: str | None) -> Recipe:
+    name = _chosen(operation, problem, choice, None)
+    if next(entry for entry in REGISTRY if entry.name == name).derivatives:
+        name = _chosen(operation, problem, choice, name)
+
+    def entry_of(verb: str, p: Problem) -> Any:
+        """Of arrays of another library, and of what a derivative rule asks for."""
+        return _recipe(replace(p, verb=verb), operation, ndim, choice).entry
+
+    make = getattr(_module(name), "ENTRIES", {}).get(problem.verb)
+    return Recipe(problem, name, make and make(problem, ndim, entry_of))
 
 
 def candidates(library: str) -> list[Entry]:

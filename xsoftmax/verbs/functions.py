@@ -92,7 +92,7 @@ def softmax(
     array([0.5, 0.5])
     """
     run = entry("softmax", x, axis)
-    if run is not None and (y := run(x, where, temperature, out)) is not None:
+    if run is not None and (y := run(x, where, temperature, out, _like_logits)) is not None:
         return y
     return _like_logits(x, "softmax", axis=axis, where=where, temperature=temperature, out=out)
 
@@ -145,7 +145,7 @@ def log_softmax(
     array([-4.24835426e-18, -4.00000000e+01])
     """
     run = entry("log_softmax", x, axis)
-    if run is not None and (y := run(x, where, temperature, out)) is not None:
+    if run is not None and (y := run(x, where, temperature, out, _like_logits)) is not None:
         return y
     return _like_logits(x, "log_softmax", axis=axis, where=where, temperature=temperature, out=out)
 
@@ -219,7 +219,7 @@ def logsumexp(
     (array([1.54132485,       -inf]), array([-1.,  0.]))
     """
     run = entry("logsumexp", x, axis) if b is None and return_sign is False and type(keepdims) is bool else None
-    if run is not None and (value := run(x, where, keepdims)) is not None:
+    if run is not None and (value := run(x, where, keepdims, _any_logsumexp)) is not None:
         return value
     return _any_logsumexp(x, axis, b, where, keepdims, return_sign)
 
@@ -444,7 +444,7 @@ def log_softmax_jvp(log_y: Array, dx: Array, /, *, axis: Axis = -1, where: Array
 def _product(verb: str, arrays: dict[str, Array], axis: Axis, where: Array | None) -> Array:
     y, v = arrays.values()
     run = entry(verb, y, axis)
-    if run is not None and (product := run(y, v, where)) is not None:
+    if run is not None and (product := run(y, v, where, _any_product)) is not None:
         return product
     return _any_product(*arrays.values(), verb=verb, names=tuple(arrays), axis=axis, where=where)
 

@@ -133,7 +133,7 @@ def cross_entropy(
     """
     options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     run = entry("cross_entropy", logits, axis)
-    if run is not None and (loss := run(logits, targets, options, None)) is not None:
+    if run is not None and (loss := run(logits, targets, options, None, _any_cross_entropy)) is not None:
         return loss
     return _any_cross_entropy(logits, targets, axis, *options)
 
@@ -208,7 +208,7 @@ def cross_entropy_grad(
     """
     options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     run = entry("cross_entropy_grad", logits, axis)
-    if run is not None and (grad := run(logits, targets, options, out)) is not None:
+    if run is not None and (grad := run(logits, targets, options, out, None)) is not None:
         return grad
     return _any_cross_entropy_grad(logits, targets, axis, *options, out=out)
 
@@ -272,7 +272,7 @@ def cross_entropy_and_grad(
     """
     options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     run = entry("cross_entropy_and_grad", logits, axis)
-    if run is not None and (found := run(logits, targets, options, out)) is not None:
+    if run is not None and (found := run(logits, targets, options, out, None)) is not None:
         return LossAndGrad(*found)
     return _any_cross_entropy_and_grad(logits, targets, axis, *options, out=out)
 
@@ -346,7 +346,7 @@ def cross_entropy_hvp(
     """
     options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     run = entry("cross_entropy_hvp", logits, axis)
-    if run is not None and (product := run(logits, targets, v, options)) is not None:
+    if run is not None and (product := run(logits, targets, v, options, None)) is not None:
         return product
     return _any_cross_entropy_hvp(logits, targets, v, axis, *options)
 
@@ -415,7 +415,7 @@ def cross_entropy_grad_and_hessian_diag(
     """
     options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     run = entry("cross_entropy_grad_and_hessian_diag", logits, axis)
-    if run is not None and (found := run(logits, targets, options)) is not None:
+    if run is not None and (found := run(logits, targets, options, None)) is not None:
         return GradAndHessianDiag(*found)
     return _any_cross_entropy_grad_and_hessian_diag(logits, targets, axis, *options)
 

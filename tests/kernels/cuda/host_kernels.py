@@ -5,11 +5,13 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from xsoftmax.calls.records import Problem
 from xsoftmax.implementations.cupy.operations import Operations
 from xsoftmax.implementations.cupy.quick import ShortCuts
 from xsoftmax.implementations.cupy.weights import Weighings
@@ -115,5 +117,8 @@ def implementation(host):
     return Operations(host).declared() | Weighings(host).declared()
 
 
-def short_cuts(host):
-    return ShortCuts(Operations(host), Weighings(host), "numpy").functions()
+def short_cuts(host, dtype):
+    """The entries of matrices of a dtype, by verb."""
+    p = Problem("softmax", "numpy", "ndarray", dtype, "float64", dtype, (-1,))
+    made = ShortCuts(Operations(host), Weighings(host), "numpy").entries()
+    return {verb: make(replace(p, verb=verb), 2, None) for verb, make in made.items()}

@@ -8,6 +8,7 @@ import pytest
 from random_problems import failures
 
 import xsoftmax as xs
+from xsoftmax.calls.records import Options
 from xsoftmax.verify import run as verification
 from xsoftmax.verify.cases import DTYPES
 from xsoftmax.verify.inputs import numpy_dtype
@@ -100,13 +101,13 @@ def test_short_cuts(on_host, tmp_path, dtype, shape):
     rng = np.random.default_rng(shape[1])
     x = host_kernels.aligned(rng.normal(size=shape).astype(numpy_dtype(dtype)))
     labels = rng.integers(0, shape[1], shape[0])
-    found = host_kernels.short_cuts(on_host)
+    found, usual = host_kernels.short_cuts(on_host, dtype), tuple(Options())
 
     def both():
-        short = {name: found[name](x, None) for name in ("softmax", "log_softmax")}
-        short |= {"logsumexp": found["logsumexp"](x)}
-        short |= {"cross_entropy": found["cross_entropy"](x, labels.astype(np.uint16))}
-        loss, grad = found["cross_entropy_and_grad"](x, labels, None)
+        short = {name: found[name](x, None, 1.0, None, None) for name in ("softmax", "log_softmax")}
+        short |= {"logsumexp": found["logsumexp"](x, None, False, None)}
+        short |= {"cross_entropy": found["cross_entropy"](x, labels.astype(np.uint16), usual, None, None)}
+        loss, grad = found["cross_entropy_and_grad"](x, labels, usual, None, None)
         long = {name: getattr(xs, name)(x) for name in ("softmax", "log_softmax", "logsumexp")}
         long |= {"cross_entropy": xs.cross_entropy(x, labels)}
         expected = xs.cross_entropy_and_grad(x, labels)
@@ -120,11 +121,14 @@ def test_short_cuts(on_host, tmp_path, dtype, shape):
         assert short[name].dtype == long[name].dtype
         np.testing.assert_array_equal(short[name], long[name])
     y = x.copy()
-    assert found["softmax"](y, y) is y
+    assert found["softmax"](y, None, 1.0, y, None) is y
     np.testing.assert_array_equal(y, long["softmax"])
-    assert found["cross_entropy"](x, labels[1:]) is None
-    assert found["cross_entropy"](x, labels.astype(float)) is None
-    assert found["softmax"](x, x[:, ::-1]) is None
+    assert found["cross_entropy"](x, labels[1:], usual, None, None) is None
+    assert found["cross_entropy"](x, labels.astype(float), usual, None, None) is None
+    assert found["softmax"](x, None, 1.0, x[:, ::-1], None) is None
+    assert found["softmax"](x, x == x, 1.0, None, None) is None
+    assert found["softmax"](x, None, 2.0, None, None) is None
+    assert found["cross_entropy"](x, labels, (*usual[:-1], "sum"), None, None) is None
     if x.size > 1:
         flat = np.zeros(x.size + 1, x.dtype)
-        assert found["softmax"](flat[1:].reshape(shape), flat[:-1].reshape(shape)) is None
+        assert found["softmax"](flat[1:].reshape(shape), None, 1.0, flat[:-1].reshape(shape), None) is None

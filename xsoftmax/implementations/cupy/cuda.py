@@ -61,4 +61,4 @@ class _CuPy:
 _operations, _weighings = Operations(_CuPy()), Weighings(_CuPy())
 OPERATIONS = _operations.declared() | _weighings.declared()
 INTO = WRITES
-QUICK = ShortCuts(_operations, _weighings, "cupy").functions()
+ENTRIES = ShortCuts(_operations, _weighings, "cupy").entries()

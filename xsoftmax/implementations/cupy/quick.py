@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
-from ...calls.records import Array, Problem
+from ...calls.records import Array, Options, Problem
 from ...libraries.arrays import dtype_name
 from .operations import Layout, LikeLogits, Operations, label_kind
 from .weights import Weighings
@@ -15,41 +15,51 @@ from .weights import Weighings
 
 @dataclass(frozen=True, slots=True)
 class ShortCuts:
-    """Functions of an implementation for arrays that were looked at no further; None: the long way."""
+    """Entries of an implementation, for arrays that were looked at no further; None: the long way."""
 
     operations: Operations
     weighings: Weighings
     library_name: str
 
-    def functions(self) -> dict[str, Callable[..., Any]]:
-        return {
-            "softmax": lambda x, out: self._like_logits("softmax", x, out),
-            "log_softmax": lambda x, out: self._like_logits("log_softmax", x, out),
+    def entries(self) -> dict[str, Callable[..., Any]]:
+        """By verb, as `choose.entry` asks for them."""
+        own: dict[str, Callable[..., Any]] = {
+            "softmax": self._like_logits,
+            "log_softmax": self._like_logits,
             "logsumexp": self._logsumexp,
             "cross_entropy": self._cross_entropy,
             "cross_entropy_and_grad": self._cross_entropy_and_grad,
         }
+        return {verb: partial(_of_matrices, entry) for verb, entry in own.items()}
 
-    def _like_logits(self, verb: str, x: Array, out: Array | None) -> Array | None:
-        y = self._result(x, out)
-        if y is not None:
+    def _like_logits(
+        self, verb: str, x: Array, where: Array | None, temperature: float, out: Array | None, again: Any
+    ) -> Array | None:
+        if where is not None or not _is(temperature, 1.0) or not x.flags.c_contiguous:
+            return None
+        if (y := self._result(x, out)) is not None:
             self._launch(verb, LikeLogits(x, y), {})
         return y
 
-    def _logsumexp(self, x: Array) -> Array:
+    def _logsumexp(self, verb: str, x: Array, where: Array | None, keepdims: bool, again: Any) -> Array | None:
+        if where is not None or keepdims or not x.flags.c_contiguous:
+            return None
         library = self.operations.library
         value = library.empty(x.shape[:1], dtype_name(x), x)
-        self._launch("logsumexp", LikeLogits(x), {"value": library.pointer(value)})
+        self._launch(verb, LikeLogits(x), {"value": library.pointer(value)})
         return value
 
-    def _cross_entropy(self, x: Array, labels: Array) -> Array | None:
-        if not _are_labels(labels, x):
+    def _cross_entropy(
+        self, verb: str, x: Array, labels: Array, options: tuple[Any, ...], out: Array | None, again: Any
+    ) -> Array | None:
+        if not _are_usual(options) or not _are_labels(labels, x):
             return None
-        loss = self._losses(x, labels, None, {})
-        return self._mean(x, loss, len(x))
+        return self._mean(x, self._losses(x, labels, None, {}), len(x))
 
-    def _cross_entropy_and_grad(self, x: Array, labels: Array, out: Array | None) -> tuple[Array, Array] | None:
-        if not _are_labels(labels, x) or (grad := self._result(x, out, labels)) is None:
+    def _cross_entropy_and_grad(
+        self, verb: str, x: Array, labels: Array, options: tuple[Any, ...], out: Array | None, again: Any
+    ) -> tuple[Array, Array] | None:
+        if not _are_usual(options) or not _are_labels(labels, x) or (grad := self._result(x, out, labels)) is None:
             return None
         library = self.operations.library
         scale = library.empty(x.shape[:1], "float64", x)
@@ -91,9 +101,22 @@ class ShortCuts:
         return start + a.nbytes <= other or other + b.nbytes <= start
 
 
+def _of_matrices(entry: Callable[..., Any], p: Problem, ndim: int, entry_of: Any) -> Any:
+    return partial(entry, p.verb) if p.axes == (-1,) and ndim == 2 else None
+
+
+def _is(option: Any, number: Any) -> bool:
+    return type(option) is type(number) and option == number
+
+
+def _are_usual(options: tuple[Any, ...]) -> bool:
+    return all(map(_is, options, Options()))
+
+
 def _are_labels(labels: Array, x: Array) -> bool:
     return (
-        type(labels) is type(x)
+        x.flags.c_contiguous
+        and type(labels) is type(x)
         and labels.dtype.kind in "iu"
         and labels.shape == x.shape[:1]
         and labels.flags.c_contiguous

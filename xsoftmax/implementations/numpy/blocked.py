@@ -9,25 +9,22 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ... import formulas
 from ...calls.records import Array, Problem, Rows
 from ...libraries import sums
-from ...libraries.quiet import quietly
 from ..array_api import operations as array_api
-from . import blocked_parts
+from . import alone, blocked_parts
 from . import long as long_rows
 from .long import are_long
-from .operations import READ, WRITES, Operations, quick_result
+from .operations import READ, WRITES, Operations
 from .views import ELEMENTS
 
 _SHORT = 32  # classes; NumPy reduces shorter rows one by one, at 30 ns each, but their transpose at once
 _ORDINARY = 600.0  # exp(x) is a normal number wherever it counts, and the sum finite
-_QUICK = 1 << 12  # elements; beyond, passes over the transpose are faster
-_DIGITS = 2.0**-20  # Σ e / wm − 1 above it has more than the digits of a float32
 _LOG_HALF = -math.log(2.0)
 _PIECE = 1 << 17  # classes; longer rows are exponentiated piece by piece, twice where the result needs it
 
@@ -304,54 +301,6 @@ def _problem(operation: str) -> Problem:
     return Problem(operation, "numpy", "ndarray", "float64", "float64", "float64", (-1,))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# small float32 matrices: a call of NumPy costs 1 µs, whatever it does
-
-
-def _quick_largest(x: Array) -> Array | None:
-    if x.dtype != np.float32 or x.size > _QUICK:
-        return None
-    m = np.maximum.reduce(x, axis=1, keepdims=True)
-    return m if np.vdot(m, m) < _ORDINARY**2 else None  # one call, where the largest of |m| would be two
-
-
-@quietly
-def _quick_softmax(x: Array, out: Array | None) -> Array | None:
-    if _quick_largest(x) is None or (y := quick_result(out, x)) is None:
-        return None
-    e = np.exp(x, dtype=np.float64)
-    return np.divide(e, np.add.reduce(e, axis=1, keepdims=True), out=y, casting="same_kind")
-
-
-@quietly
-def _quick_log_softmax(x: Array, out: Array | None) -> Array | None:
-    if (parts := _quick_parts(x)) is None or (y := quick_result(out, x)) is None:
-        return None
-    m, log_sum = parts
-    return np.subtract(np.subtract(x, m, dtype=np.float64), log_sum, out=y, casting="same_kind")
-
-
-def _quick_parts(x: Array) -> tuple[Array, Array] | None:
-    """m, and log1p(q / wm) where q = Σ e − wm has digits enough."""
-    if (m := _quick_largest(x)) is None:
-        return None
-    wm = np.exp(m, dtype=np.float64)
-    ratio = np.add.reduce(np.exp(x, dtype=np.float64), axis=1, keepdims=True) / wm - 1.0
-    return (m, np.log1p(ratio)) if np.minimum.reduce(ratio, axis=None) > _DIGITS else None
-
-
-@quietly
-def _quick_cross_entropy(x: Array, labels: Array) -> Any:
-    if type(labels) is not np.ndarray or labels.dtype.kind != "i" or labels.shape != x.shape[:1]:
-        return None
-    if np.minimum.reduce(labels) < 0 or np.maximum.reduce(labels) >= x.shape[1] or (parts := _quick_parts(x)) is None:
-        return None
-    m, log_sum = parts
-    at_label = x[np.arange(len(x)), labels][:, None]
-    return x.dtype.type(sums.total(log_sum + np.subtract(m, at_label, dtype=np.float64), (-2,), xp=np)[0, 0] / len(x))
-
-
-ENTRIES: dict[str, Any] = {}
-
 OPERATIONS = Operations(_NumPy()).declared() | blocked_parts.OPERATIONS
 INTO = WRITES | {"class_grad"}
+ENTRIES = alone.entries(_NumPy())

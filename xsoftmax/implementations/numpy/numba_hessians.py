@@ -19,7 +19,7 @@ _SOME = 1 << 15  # elements at once, of which there are some float64 copies
 
 
 def cross_entropy_hvp(p: Problem, x: Array, targets: Array, rows: Rows, v: Array, *, xp: Any, run: Any) -> Array:
-    product = _hessian(p, x, targets, rows, v) if v.dtype in FLOATS and v.flags.aligned else None
+    product = _hessian(p, x, targets, rows, _readable(v))
     return run.behind("cross_entropy_hvp", p, x, targets, rows, v, xp=xp) if product is None else product
 
 
@@ -30,11 +30,10 @@ def cross_entropy_hessian_diag(p: Problem, x: Array, targets: Array, rows: Rows,
 
 def _hessian(p: Problem, x: Array, targets: Array, rows: Rows, v: Array | None) -> Array | None:
     """None: left to the formulas."""
-    labels, floats = (INTEGERS if p.labels else {}).get(targets.dtype, -1), FLOATS.get(targets.dtype, -1)
-    arrays = [a for a in (x, targets, rows.where, v) if a is not None]
-    plain = x.dtype in TYPES and (labels if p.labels else floats) >= 0 and all(a.flags.aligned for a in arrays)
-    if not plain or np.size(rows.zeta) != 1 or not are_readable():
+    if x.dtype not in TYPES or not x.flags.aligned or np.size(rows.zeta) != 1 or not are_readable():
         return None
+    targets = np.ascontiguousarray(targets, np.int64) if p.labels else _readable(targets)
+    labels, floats = (INTEGERS[targets.dtype], -1) if p.labels else (-1, FLOATS[targets.dtype])
     weight = None if rows.weight is None else np.ascontiguousarray(rows.weight, np.float64).reshape(-1)
     if weight is not None and weight.size != x.shape[p.axes[0]]:
         return None
@@ -62,6 +61,10 @@ def _hessian(p: Problem, x: Array, targets: Array, rows: Rows, v: Array | None) 
 
     each(quietly(work), len(blocks))
     return to if all(fine) else None
+
+
+def _readable(a: Array) -> Array:
+    return a if a.dtype in FLOATS and a.flags.aligned else a.astype(np.float64)
 
 
 def _without(shape: tuple[_T, ...], axis: int) -> tuple[_T, ...]:

@@ -377,12 +377,3 @@ def _with_rows(parts: list[list[Array | None]], *by_row: Array | None) -> Iterat
                 shares.append(a.reshape(-1)[start : start + outer * inner].reshape(outer, inner, 1))
         start += outer * inner
         yield [part, *shares]
-
-
-def quick_result(out: Array | None, x: Array, *others: Array) -> Array | None:
-    """Where the result for a small matrix goes; None: `out` needs a closer look."""
-    if out is None:
-        return np.empty_like(x)
-    alike = type(out) is np.ndarray and out.dtype == x.dtype and out.shape == x.shape and out.flags.carray
-    apart = alike and not any(a is not out and np.may_share_memory(a, out) for a in (x, *others))
-    return out if apart else None

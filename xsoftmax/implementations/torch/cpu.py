@@ -14,6 +14,7 @@ import torch
 from ...calls.records import Array, Problem, Rows
 from ...libraries.arrays import wrapped
 from ...libraries.quiet import quietly
+from . import small
 from .memory import PLAIN, are_plain
 
 _NUMPY = wrapped("numpy")
@@ -89,7 +90,9 @@ def _to_torch(value: Any) -> Any:
 
 _LIKE_LOGITS = ("softmax", "log_softmax", "logsumexp")
 _PRODUCTS = ("softmax_product", "softmax_gradient", "log_softmax_vjp", "log_softmax_jvp")
-OPERATIONS = {operation: _as_numpy(operation) for operation in (*_LIKE_LOGITS, *_PRODUCTS)} | {
+_HESSIANS = ("cross_entropy_hvp", "cross_entropy_hessian_diag")  # which look at labels themselves
+OPERATIONS = {operation: _as_numpy(operation) for operation in (*_LIKE_LOGITS, *_PRODUCTS, *_HESSIANS)} | {
     "cross_entropy": cross_entropy
 }
 INTO = frozenset({"softmax", "log_softmax", "cross_entropy"})
+ENTRIES = small.ENTRIES

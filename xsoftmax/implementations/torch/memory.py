@@ -31,11 +31,11 @@ def _is_plain(device: str, value: Any) -> bool:
     if not isinstance(value, torch.Tensor):
         return True
     keys = torch._C._dispatch_keys(value).raw_repr()
-    return keys in _plain_keys(device) and not (torch.is_grad_enabled() and value.requires_grad)
+    return keys in plain_keys(device) and not (torch.is_grad_enabled() and value.requires_grad)
 
 
 @lru_cache(maxsize=8)
-def _plain_keys(device: str) -> frozenset[int]:
+def plain_keys(device: str) -> frozenset[int]:
     """How PyTorch dispatches plain memory, in inference mode too: nothing batched, wrapped, negated or zero."""
     with torch.inference_mode():
         inference = torch.empty(0, device=device)

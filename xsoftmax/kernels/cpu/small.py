@@ -25,7 +25,7 @@ def are_across(a: int, axes: int, classes: int, like: Any) -> bool:
 
 
 @jit(**EXACT)
-def _softmax(n: int, classes: int, x: int, y: int, like: Any, across: bool) -> None:
+def softmax_of(n: int, classes: int, x: int, y: int, like: Any, across: bool) -> None:
     bytes_ = item(like)
     if across:
         tiles.softmax(n, classes, x, classes * bytes_, bytes_, like, y, classes * bytes_, bytes_, like)
@@ -34,7 +34,7 @@ def _softmax(n: int, classes: int, x: int, y: int, like: Any, across: bool) -> N
 
 
 @jit(**EXACT)
-def _log_softmax(n: int, classes: int, x: int, y: int, like: Any, across: bool) -> None:
+def log_softmax_of(n: int, classes: int, x: int, y: int, like: Any, across: bool) -> None:
     bytes_ = item(like)
     if across:
         tiles.log_softmax(n, classes, x, classes * bytes_, bytes_, like, y, classes * bytes_, bytes_, like)
@@ -43,7 +43,7 @@ def _log_softmax(n: int, classes: int, x: int, y: int, like: Any, across: bool) 
 
 
 @jit(**EXACT)
-def _logsumexp(n: int, classes: int, x: int, y: int, like: Any, across: bool) -> None:
+def logsumexp_of(n: int, classes: int, x: int, y: int, like: Any, across: bool) -> None:
     bytes_ = item(like)
     if across:
         tiles.logsumexp(n, classes, x, classes * bytes_, bytes_, like, y, bytes_, like)
@@ -111,10 +111,10 @@ def softmax(x: int, y: int, axes: int, like: Any) -> bool:
     if not objects.is_aligned(x):
         return False
     if objects.is_matrix(x, axes) and objects.is_matrix(y, axes):
-        _softmax(n, classes, objects.data(x), objects.data(y), like, classes <= ACROSS)
+        softmax_of(n, classes, objects.data(x), objects.data(y), like, classes <= ACROSS)
         return True
     space = taken(x, axes, n, classes, like, like)
-    _softmax(n, classes, space.ctypes.data, space.ctypes.data, like, are_across(x, axes, classes, like))
+    softmax_of(n, classes, space.ctypes.data, space.ctypes.data, like, are_across(x, axes, classes, like))
     given(space, like, y, axes, n, classes, like)
     return True
 
@@ -125,10 +125,10 @@ def log_softmax(x: int, y: int, axes: int, like: Any) -> bool:
     if not objects.is_aligned(x):
         return False
     if objects.is_matrix(x, axes) and objects.is_matrix(y, axes):
-        _log_softmax(n, classes, objects.data(x), objects.data(y), like, classes <= ACROSS)
+        log_softmax_of(n, classes, objects.data(x), objects.data(y), like, classes <= ACROSS)
         return True
     space = taken(x, axes, n, classes, like, like)
-    _log_softmax(n, classes, space.ctypes.data, space.ctypes.data, like, are_across(x, axes, classes, like))
+    log_softmax_of(n, classes, space.ctypes.data, space.ctypes.data, like, are_across(x, axes, classes, like))
     given(space, like, y, axes, n, classes, like)
     return True
 
@@ -140,21 +140,21 @@ def logsumexp(x: int, y: int, axes: int, like: Any) -> bool:
     if not objects.is_aligned(x):
         return False
     if objects.is_matrix(x, axes):
-        _logsumexp(n, classes, objects.data(x), objects.data(y), like, classes <= ACROSS)
+        logsumexp_of(n, classes, objects.data(x), objects.data(y), like, classes <= ACROSS)
         return True
     space = taken(x, axes, n, classes, like, like)
-    _logsumexp(n, classes, space.ctypes.data, objects.data(y), like, are_across(x, axes, classes, like))
+    logsumexp_of(n, classes, space.ctypes.data, objects.data(y), like, are_across(x, axes, classes, like))
     alive(space)
     return True
 
 
 @jit(**EXACT)
-def _takes(x: int, where: int, axes: int, n: int, classes: int) -> bool:
+def takes(x: int, where: int, axes: int, n: int, classes: int) -> bool:
     return objects.is_aligned(x) and (where == 0 or objects.fits(where, x, axes, 0, False))
 
 
 @jit(**EXACT)
-def _transformed(x: int, where: int, axes: int, n: int, classes: int, temperature: float, like: Any) -> Any:
+def transformed(x: int, where: int, axes: int, n: int, classes: int, temperature: float, like: Any) -> Any:
     z = taken(x, axes, n, classes, like, 0.0)[: n * classes]
     if where:
         hide(z, kept_classes(where, x, axes, n, classes), -math.inf)
@@ -165,10 +165,10 @@ def _transformed(x: int, where: int, axes: int, n: int, classes: int, temperatur
 @jit(**EXACT)
 def softmax_of_transformed(x: int, where: int, y: int, axes: int, temperature: float, like: Any) -> bool:
     n, classes = objects.extent(x, axes)
-    if not _takes(x, where, axes, n, classes):
+    if not takes(x, where, axes, n, classes):
         return False
-    z = _transformed(x, where, axes, n, classes, temperature, like)
-    _softmax(n, classes, z.ctypes.data, z.ctypes.data, 0.0, classes <= ACROSS)
+    z = transformed(x, where, axes, n, classes, temperature, like)
+    softmax_of(n, classes, z.ctypes.data, z.ctypes.data, 0.0, classes <= ACROSS)
     if where:
         hide(z, kept_classes(where, x, axes, n, classes), 0.0)
     given(z, 0.0, y, axes, n, classes, like)
@@ -178,10 +178,10 @@ def softmax_of_transformed(x: int, where: int, y: int, axes: int, temperature: f
 @jit(**EXACT)
 def log_softmax_of_transformed(x: int, where: int, y: int, axes: int, temperature: float, like: Any) -> bool:
     n, classes = objects.extent(x, axes)
-    if not _takes(x, where, axes, n, classes):
+    if not takes(x, where, axes, n, classes):
         return False
-    z = _transformed(x, where, axes, n, classes, temperature, like)
-    _log_softmax(n, classes, z.ctypes.data, z.ctypes.data, 0.0, classes <= ACROSS)
+    z = transformed(x, where, axes, n, classes, temperature, like)
+    log_softmax_of(n, classes, z.ctypes.data, z.ctypes.data, 0.0, classes <= ACROSS)
     if where:
         hide(z, kept_classes(where, x, axes, n, classes), -math.inf)
     given(z, 0.0, y, axes, n, classes, like)
@@ -191,11 +191,11 @@ def log_softmax_of_transformed(x: int, where: int, y: int, axes: int, temperatur
 @jit(**EXACT)
 def logsumexp_of_kept(x: int, where: int, y: int, axes: int, like: Any) -> bool:
     n, classes = objects.extent(x, axes)
-    if not _takes(x, where, axes, n, classes):
+    if not takes(x, where, axes, n, classes):
         return False
-    z = _transformed(x, where, axes, n, classes, 1.0, like)
+    z = transformed(x, where, axes, n, classes, 1.0, like)
     values = np.empty(n)
-    _logsumexp(n, classes, z.ctypes.data, values.ctypes.data, 0.0, classes <= ACROSS)
+    logsumexp_of(n, classes, z.ctypes.data, values.ctypes.data, 0.0, classes <= ACROSS)
     to = pointer(objects.data(y), like)
     for i in range(n):
         to[i] = values[i]

@@ -134,6 +134,9 @@ def of_block(
     """Of rows that are weighed, all of whose arrays fit. v = 0: the diagonal. False: left to the formulas."""
     n, classes = objects.extent(x, axes)
     labels = labels_of(targets, labels_kind, x, axes, n) if labels_kind >= 0 else np.empty(0, np.int64)
+    for label in labels:
+        if label < 0 or label >= classes:
+            return False
     weights, scales = by_class(weight, 1, classes), by_row(scale, 1, x, axes, n)
     return _of_rows(
         x, targets, labels, targets_kind, where, weights, scales, zeta, smoothing, temperature, softcap, v, v_kind, to,

@@ -103,6 +103,19 @@ def weigh(
 
 
 @jit(**EXACT)
+def from_above(upstream: int, kind: int, x: int, axes: int, scale: Any) -> bool:
+    """The scale of each row times what its loss is multiplied by later; False: of no such shape."""
+    if upstream == 0:
+        return True
+    if not objects.fits(upstream, x, axes, axes, False):
+        return False
+    factors = by_row(upstream, kind, x, axes, len(scale))
+    for i in range(len(scale)):
+        scale[i] = scale[i] * factors[i] if scale[i] != 0.0 else 0.0
+    return True
+
+
+@jit(**EXACT)
 def reduced(loss: Any, s: Any, divisor: float, reduction: int, to: int, like: Any) -> float:
     """Σ s L, divided for the mean, or each s L into `to`; never −0.0."""
     if len(loss) == 0:
@@ -158,8 +171,8 @@ def _of_targets(
 @jit(**EXACT)
 def cross_entropy(
     x: int, targets: int, labels_kind: int, weight: int, weight_kind: int, sample_weight: int, sample_kind: int,
-    ignore_index: int, ignores: bool, z_loss: float, reduction: int, wants_loss: bool, losses: int, grad: int,
-    axes: int, like: Any,
+    ignore_index: int, ignores: bool, z_loss: float, reduction: int, wants_loss: bool, losses: int, upstream: int,
+    upstream_kind: int, grad: int, axes: int, like: Any,
 ) -> tuple[bool, float]:  # fmt: skip
     """Of labels of that kind; of probabilities in the logits' dtype, without class weights, where it is −1."""
     n, classes = objects.extent(x, axes)
@@ -169,7 +182,7 @@ def cross_entropy(
     weights = by_class(weight, weight_kind, classes)
     labels = labels_of(targets, labels_kind, x, axes, n) if labels_kind >= 0 else np.empty(0, np.int64)
     fine, divisor, zeta[0] = weigh(labels, s, weights, ignore_index, ignores, z_loss, reduction, classes, scale)
-    if not fine:
+    if not (fine and from_above(upstream, upstream_kind, x, axes, scale)):
         return False, 0.0
     loss, across = np.empty(n if wants_loss else 0), are_across(x, axes, classes, like)
     direct = objects.is_matrix(x, axes) and (grad == 0 or objects.is_matrix(grad, axes))
@@ -258,7 +271,8 @@ def is_kept(kept: Any, i: int, classes: int) -> bool:
 def cross_entropy_of_transformed(
     x: int, targets: int, labels_kind: int, targets_kind: int, where: int, weight: int, weight_kind: int,
     sample_weight: int, sample_kind: int, ignore_index: int, ignores: bool, smoothing: float, temperature: float,
-    softcap: float, z_loss: float, reduction: int, wants_loss: bool, losses: int, grad: int, axes: int, like: Any,
+    softcap: float, z_loss: float, reduction: int, wants_loss: bool, losses: int, upstream: int,
+    upstream_kind: int, grad: int, axes: int, like: Any,
 ) -> tuple[bool, float]:  # fmt: skip
     """Under any options."""
     n, classes = objects.extent(x, axes)
@@ -268,7 +282,7 @@ def cross_entropy_of_transformed(
     weights = by_class(weight, weight_kind, classes)
     labels = labels_of(targets, labels_kind, x, axes, n) if labels_kind >= 0 else np.empty(0, np.int64)
     fine, divisor, zeta[0] = weigh(labels, s, weights, ignore_index, ignores, z_loss, reduction, classes, scale)
-    if not fine:
+    if not (fine and from_above(upstream, upstream_kind, x, axes, scale)):
         return False, 0.0
     kept = kept_classes(where, x, axes, n, classes) if where else np.empty(0)
     z = transformed(x, kept, axes, n, classes, like)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import ACROSS
 from . import objects, row_losses
 from .exponentials import alive
-from .small import given, hide, kept_classes, taken
+from .small import given, hide, kept_classes, softmax_of, taken, takes, transformed
 from .vector_math import EXACT, item, jit
 
 SOFTMAX, LOG_JVP, LOG_VJP = range(3)
@@ -57,5 +58,31 @@ def product_of_kept(operation: int, y: int, v: int, where: int, to: int, axes: i
     alive(a)
     alive(b)
     hide(found, kept, 0.0)
+    given(found, 0.0, to, axes, n, classes, like)
+    return True
+
+
+@jit(**EXACT)
+def gradient(x: int, v: int, where: int, to: int, axes: int, temperature: float, like: Any) -> bool:
+    """y (v − Σ y v) / T at y = softmax(x), which is not rounded in between."""
+    n, classes = objects.extent(x, axes)
+    if not (takes(x, where, axes, n, classes) and objects.is_aligned(v) and objects.fits(v, x, axes, 0, True)):
+        return False
+    z = transformed(x, where, axes, n, classes, temperature, like)
+    at = z.ctypes.data
+    softmax_of(n, classes, at, at, 0.0, classes <= ACROSS)
+    u = taken(v, axes, n, classes, like, 0.0)[: n * classes]
+    kept = kept_classes(where, x, axes, n, classes) if where else np.empty(0)
+    if where:
+        hide(z, kept, 0.0)
+        hide(u, kept, 0.0)
+    found = np.empty_like(u)
+    _product(SOFTMAX, n, classes, at, u.ctypes.data, found.ctypes.data, 0.0)
+    alive(z)
+    alive(u)
+    for k in range(len(found)):
+        found[k] /= temperature
+    if where:
+        hide(found, kept, 0.0)
     given(found, 0.0, to, axes, n, classes, like)
     return True
