@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from unittest import mock
 
 if __name__ == "__main__":  # before anything imports it
     os.environ.setdefault("JAX_ENABLE_X64", "1")
@@ -32,7 +33,7 @@ from fuzz_problems import POSITIONAL, VERBS, WITH_OUT, Head, Problem, draw
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from xsoftmax import use_implementation
+from xsoftmax import choose, use_implementation
 from xsoftmax.implementations import REGISTRY
 from xsoftmax.libraries.backends import NAMES, Backend, backend
 from xsoftmax.threads import get_num_threads, set_num_threads
@@ -46,6 +47,7 @@ IMPLEMENTATIONS = {
     "jax": ("array_api", "jax_jit"),
     "dask": ("dask_chunked",),
 }
+WITH_ENTRIES = ("numpy_numba", "numpy_blocked", "torch_cpu")
 ARRAYS = ("where", "weight", "sample_weight", "b", "linear_bias")
 WRITEABLE = ("numpy", "torch", "array-api-strict")
 SLOW = {"dask": 10, "jax_jit": 40, "cubed": 40, "ndonnx": 10, "marray": 5}  # one number of so many
@@ -60,10 +62,11 @@ class Way:
 
     backend: Backend
     implementation: str
+    by_entry: bool = False  # small arrays, which then miss the operations
 
     @property
     def name(self) -> str:
-        return f"{self.backend.name} {self.implementation}"
+        return f"{self.backend.name} {self.implementation}{' by entry' if self.by_entry else ''}"
 
     @property
     def library(self) -> str:
@@ -79,6 +82,7 @@ class Way:
     def chosen(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(use_implementation(self.implementation))
+            stack.enter_context(mock.patch.object(choose, "_SMALL", choose._SMALL if self.by_entry else 0))
             if self.library == "jax" and self.implementation != "jax_jit":
                 import jax
 
@@ -119,9 +123,10 @@ def ways(backends: Sequence[str], implementations: Sequence[str] | None = None) 
     for name in backends:
         xb, library = backend(name), name.partition(":")[0]
         found += [
-            Way(xb, implementation)
+            Way(xb, implementation, by_entry)
             for implementation in IMPLEMENTATIONS.get(library, ("array_api",))
             if implementations is None or implementation in implementations
+            for by_entry in (False, True)[: 1 + (implementation in WITH_ENTRIES)]
         ]
     return found
 

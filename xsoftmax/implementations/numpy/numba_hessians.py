@@ -71,11 +71,11 @@ def _without(shape: tuple[_T, ...], axis: int) -> tuple[_T, ...]:
     return shape[:axis] + shape[len(shape) + axis + 1 :]
 
 
-def _blocks(shape: tuple[int, ...], class_axis: int) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+def _blocks(shape: tuple[int, ...], class_axis: int) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
     """Slices of the longest of the other axes: of the logits, and of what has a number for each row."""
     others = [axis for axis in range(-len(shape), 0) if axis != class_axis]
     if not others:
-        yield (slice(None),), ()
+        yield (slice(None),), (...,)  # without, a number that is no array
         return
     cut = max(others, key=lambda axis: shape[axis])
     some = max(1, _SOME * shape[cut] // math.prod(shape))
