@@ -30,7 +30,11 @@ def cross_entropy_hessian_diag(p: Problem, x: Array, targets: Array, rows: Rows,
 
 def _hessian(p: Problem, x: Array, targets: Array, rows: Rows, v: Array | None) -> Array | None:
     """None: left to the formulas."""
-    if x.dtype not in TYPES or not x.flags.aligned or np.size(rows.zeta) != 1 or not are_readable():
+    if x.dtype not in TYPES or len(p.axes) != 1 or np.size(rows.zeta) != 1 or not are_readable():
+        return None
+    if p.result == "float64" and x.dtype != np.float64:
+        x = x.astype(np.float64)
+    if x.dtype != np.dtype(p.result) or not x.flags.aligned:
         return None
     targets = np.ascontiguousarray(targets, np.int64) if p.labels else _readable(targets)
     labels, floats = (INTEGERS[targets.dtype], -1) if p.labels else (-1, FLOATS[targets.dtype])

@@ -189,7 +189,7 @@ def _known(gradient: Array | None) -> Array | None:
 
 def _entry(make: Callable[..., Any], verb: str) -> Callable[..., Any]:
     def of_kind(p: Problem, ndim: int, entry_of: Any) -> Any:
-        fits = np.dtype(p.dtype) in TYPES and ndim <= _MOST_DIMENSIONS and p.axes and are_readable()
+        fits = p.dtype in ("float32", "float64") and ndim <= _MOST_DIMENSIONS and p.axes and are_readable()
         return make(verb, p, ndim) if fits else None
 
     return of_kind

@@ -15,7 +15,7 @@ from ...calls.records import Array, Problem, Rows
 from ...libraries.arrays import wrapped
 from ...libraries.quiet import quietly
 from . import small
-from .memory import PLAIN, are_plain
+from .memory import PLAIN, are_plain, have_tangents
 
 _NUMPY = wrapped("numpy")
 
@@ -58,6 +58,19 @@ def cross_entropy(
     return _cross_entropy(p, x, targets, rows, xp=xp, run=run, out=out)
 
 
+def _without_rule(operation: str) -> Callable[..., Any]:
+    """Of an operation that no rule stands in front of: what forward mode differentiates goes by ruled ones."""
+    run_as_numpy = _as_numpy(operation)
+
+    def run_plainly(p: Problem, x: Array, targets: Array, rows: Rows, *vectors: Array, xp: Any, run: Any) -> Any:
+        arrays = x, targets, *rows, *vectors
+        if are_plain("cpu", *arrays) and have_tangents(*arrays):
+            return run.behind(operation, p, x, targets, rows, *vectors, xp=xp)
+        return run_as_numpy(p, x, targets, rows, *vectors, xp=xp, run=run)
+
+    return run_plainly
+
+
 def _of_numpy(p: Problem) -> Problem:
     return replace(p, library="numpy", container="ndarray")
 
@@ -91,8 +104,10 @@ def _to_torch(value: Any) -> Any:
 _LIKE_LOGITS = ("softmax", "log_softmax", "logsumexp")
 _PRODUCTS = ("softmax_product", "softmax_gradient", "log_softmax_vjp", "log_softmax_jvp")
 _HESSIANS = ("cross_entropy_hvp", "cross_entropy_hessian_diag")  # which look at labels themselves
-OPERATIONS = {operation: _as_numpy(operation) for operation in (*_LIKE_LOGITS, *_PRODUCTS, *_HESSIANS)} | {
-    "cross_entropy": cross_entropy
+OPERATIONS = {
+    "cross_entropy": cross_entropy,
+    **{operation: _as_numpy(operation) for operation in (*_LIKE_LOGITS, *_PRODUCTS)},
+    **{operation: _without_rule(operation) for operation in _HESSIANS},
 }
 INTO = frozenset({"softmax", "log_softmax", "cross_entropy"})
 ENTRIES = small.ENTRIES

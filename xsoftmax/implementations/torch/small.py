@@ -24,7 +24,9 @@ def _are_plain(*tensors: Any) -> bool:
     for tensor in tensors:
         if tensor is None:
             continue
-        if not isinstance(tensor, torch.Tensor) or torch._C._dispatch_keys(tensor).raw_repr() not in plain_keys("cpu"):
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype is torch.bfloat16:  # which NumPy has not
+            return False
+        if torch._C._dispatch_keys(tensor).raw_repr() not in plain_keys("cpu"):
             return False
     return True
 
