@@ -10,7 +10,6 @@ import numpy as np
 
 from ...calls.records import Array
 from ...kernels.cpu.numbers import FLOATS, INTEGERS
-from .addresses import identity
 
 _BOOL = np.dtype(bool)
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
@@ -76,7 +75,7 @@ class Given:
             kind = 0 if a is None else FLOATS.get(a.dtype, -1) if type(a) is np.ndarray else -1
             if kind < 0 or not (a is None or a.flags.aligned):
                 return
-            weights += [identity(a), kind]
+            weights += [0 if a is None else id(a), kind]
         if not targets.flags.aligned:
             return
         self.odd = False
@@ -85,7 +84,7 @@ class Given:
             and (labels >= 0 or (targets.dtype == x.dtype and weight is None))
         )  # fmt: skip
         self.targets = id(targets), labels
-        self.mask = floats, identity(where)
+        self.mask = floats, 0 if where is None else id(where)
         self.row = (*weights, ignore_index or 0, ignores)
         self.numbers = float(z_loss), self.reduction
         self.transform = float(smoothing), float(temperature), 0.0 if softcap is None else float(softcap)
