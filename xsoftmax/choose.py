@@ -219,20 +219,28 @@ def _found(verb: str, x: Any, axis: Any, choice: str | None) -> Recipe:
         return Recipe()
     wants = tuple("loss" if a == "rows" else "grad" for a in row.returns) if is_loss else ()
     problem = Problem(verb, library, type(x).__name__, dtype, "float64", dtype, axes, wants=wants)
-    return _recipe(problem, row.operation or verb, x.ndim, choice)
+    return _recipe(problem, row.operations or (verb,), x.ndim, choice)
 
 
-def _recipe(problem: Problem, operation: str, ndim: int, choice: str | None) -> Recipe:
-    name = _chosen(operation, problem, choice, None)
-    if next(entry for entry in REGISTRY if entry.name == name).derivatives:
-        name = _chosen(operation, problem, choice, name)
+def _recipe(problem: Problem, operations: tuple[str, ...], ndim: int, choice: str | None) -> Recipe:
+    """Of an implementation that has all of the operations; those with derivatives stand before others alone."""
+    names = {_behind_rules(operation, problem, choice) for operation in operations}
+    if len(names) > 1:
+        return Recipe(problem)
+    (name,) = names
 
     def entry_of(verb: str, p: Problem) -> Any:
         """Of arrays of another library, and of what a derivative rule asks for."""
-        return _recipe(replace(p, verb=verb), operation, ndim, choice).entry
+        return _recipe(replace(p, verb=verb), operations, ndim, choice).entry
 
     make = getattr(_module(name), "ENTRIES", {}).get(problem.verb)
     return Recipe(problem, name, make and make(problem, ndim, entry_of))
+
+
+def _behind_rules(operation: str, problem: Problem, choice: str | None) -> str:
+    name = _chosen(operation, problem, choice, None)
+    is_rule = next(entry.derivatives for entry in REGISTRY if entry.name == name)
+    return _chosen(operation, problem, choice, name) if is_rule else name
 
 
 def candidates(library: str) -> list[Entry]:

@@ -452,7 +452,7 @@ def _product(verb: str, arrays: dict[str, Array], axis: Axis, where: Array | Non
 @one_node
 def _any_product(y: Array, v: Array, *, verb: str, names: tuple[str, ...], axis: Axis, where: Array | None) -> Array:
     call = on_arrays(verb, dict(zip(names, (y, v), strict=True)), axis=axis, where=where)
-    return perform(_rows, call, VERBS[verb].operation or verb)
+    return perform(_rows, call, (*VERBS[verb].operations, verb)[0])
 
 
 def _rows(call: ArrayCall, operation: str, out: Array | None = None, *, run: Any) -> Any:

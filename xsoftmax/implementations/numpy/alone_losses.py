@@ -28,6 +28,21 @@ def _sum(terms: Array) -> float:
     return float(sums.total(terms, (-1,), xp=np)[0])
 
 
+def _total(terms: Array) -> float:
+    """Σ by halving, in the order of the formulas, so that the bits are the same."""
+    parts, n = [], len(terms)
+    while n > 2:
+        if n % 2:
+            parts.append(terms[n - 1])
+        n //= 2
+        terms = terms[:n] + terms[n : 2 * n]
+    parts.append(terms[0] + terms[1] if n == 2 else terms[0])
+    while len(parts) > 1:
+        odd = parts[-1:] if len(parts) % 2 else []
+        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + odd
+    return float(parts[0])
+
+
 class _Weighed(NamedTuple):
     """Labels, if any; weights of the rows and of the classes; what a gradient is scaled by and the mean divided by."""
 
@@ -150,8 +165,7 @@ def cross_entropy(arithmetic: Arithmetic, verb: str, p: Problem, ndim: int) -> C
         if options[-1] == "none":
             value = (rows + 0.0).astype(x.dtype).reshape(shape)[()]
         else:
-            total = _sum(rows) + 0.0
-            value = scalar(total / w.divisor if w.divisor else math.nan, x)
+            value = scalar(_total(rows) / w.divisor + 0.0 if w.divisor else math.nan, x)  # never −0.0
         return (value, grad) if wants_grad else value
 
     return entry
