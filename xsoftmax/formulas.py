@@ -515,10 +515,12 @@ def cross_entropy(
     e: Exponentials, t: Array, far: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any
 ) -> Array:
     """L = T log1p(q / wm) + Σ_i t_i (m − x_i) + ζ logsumexp²: no term can cancel another; `far` is the second"""
-    return _loss(total(t, axes, xp=xp), far, e.log_sum(xp=xp), zeta, lse)
+    return _loss(total(t, axes, xp=xp), far, e.log_sum(xp=xp), zeta, lse, xp=xp)
 
 
-def _loss(sum_t: Array, far: Array, log_sum: Array, zeta: Array | float, lse: Array) -> Array:
+def _loss(sum_t: Array, far: Array, log_sum: Array, zeta: Array | float, lse: Array, *, xp: Any) -> Array:
+    # ∞ · 0 of an infinite target at the maximum
+    far = xp.where(xp.isinf(sum_t) & xp.isnan(far), xp.zeros_like(far), far)
     loss = sum_t * log_sum + far
     return loss if _is(zeta, 0.0) else loss + zeta * lse * lse
 
@@ -545,20 +547,31 @@ def _times_distance(t: Array, x: Array, m: Array, *, xp: Any) -> Array:
 
 
 def cross_entropy_grad(
-    y: Array, not_y: Array, t: Array, zeta: Array | float, lse: Array, axes: Axes, *, xp: Any
+    y: Array, not_y: Array, t: Array, zeta: Array | float, lse: Array, axes: Axes, infinite: bool = False, *, xp: Any
 ) -> Array:
     """∂L/∂x_i = T y_i − t_i + 2 ζ logsumexp y_i, that is ŷ − y for one-hot targets; not_y = 1 − y.
 
     At a class with more than half of y: (T − t_i) − T (1 − y_i), from sums that leave that class out.
+    `infinite`: unless T is. Not for tangents, of which JAX transposes what is linear.
     """
     others = total(xp.where(y > 0.5, xp.zeros_like(t), t), axes, xp=xp)
-    return _grad(y, not_y, t, total(t, axes, xp=xp), others, zeta, lse, xp=xp)
+    return _grad(y, not_y, t, total(t, axes, xp=xp), others, zeta, lse, infinite, xp=xp)
 
 
 def _grad(
-    y: Array, not_y: Array, t: Array, sum_t: Array, others: Array, zeta: Array | float, lse: Array, *, xp: Any
+    y: Array,
+    not_y: Array,
+    t: Array,
+    sum_t: Array,
+    others: Array,
+    zeta: Array | float,
+    lse: Array,
+    infinite: bool,
+    *,
+    xp: Any,
 ) -> Array:
-    grad = xp.where(y > 0.5, others - sum_t * not_y, sum_t * y - t)
+    apart = (y > 0.5) & ~xp.isinf(sum_t) if infinite else y > 0.5
+    grad = xp.where(apart, others - sum_t * not_y, sum_t * y - t)
     return grad if _is(zeta, 0.0) else grad + 2.0 * zeta * times_or_zero(lse, y, xp=xp)
 
 
@@ -750,7 +763,7 @@ def _of_part(x: Array, s: State, classes: int, temperature: Array | float, *, xp
 
 def cross_entropy_of_state(s: State, zeta: Array | float, temperature: Array | float = 1.0, *, xp: Any) -> Array:
     lse = None if _is(zeta, 0.0) else logsumexp_of_state(s, temperature, xp=xp)
-    loss = _loss(s.sum_t, s.far, s.log_sum(xp=xp), zeta, lse)
+    loss = _loss(s.sum_t, s.far, s.log_sum(xp=xp), zeta, lse, xp=xp)
     return xp.where(s.is_empty, xp.zeros_like(loss), loss)
 
 
@@ -762,13 +775,14 @@ def cross_entropy_grad_of_part(
     classes: int,
     temperature: Array | float = 1.0,
     unit: Array | float = 1.0,
+    infinite: bool = False,
     *,
     xp: Any,
 ) -> Array:
     """The gradient at the classes x, s the state of the whole row; with t and its sums in units, in units."""
     e = _of_part(x, s, classes, temperature, xp=xp)
     lse = None if _is(zeta, 0.0) else logsumexp_of_state(s, temperature, unit, xp=xp)
-    return _grad(e.softmax(), e.complement(xp=xp), t, s.sum_t, s.others, zeta, lse, xp=xp)
+    return _grad(e.softmax(), e.complement(xp=xp), t, s.sum_t, s.others, zeta, lse, infinite, xp=xp)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

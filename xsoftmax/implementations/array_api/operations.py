@@ -114,7 +114,7 @@ def cross_entropy(
         loss = formulas.of_kept(loss, rows.where, p.axes, xp=xp)
     if "grad" in p.wants:
         rows, lse, _, t = _in_units(rows, lse_in, t, xp=xp)
-        grad = formulas.cross_entropy_grad(e.softmax(), e.complement(xp=xp), t, rows.zeta, lse, p.axes, xp=xp)
+        grad = formulas.cross_entropy_grad(e.softmax(), e.complement(xp=xp), t, rows.zeta, lse, p.axes, True, xp=xp)
         grad = _of_logits(p, grad, x, rows, xp)
     return loss, grad
 
@@ -158,7 +158,7 @@ def class_grad(
     lse_in = partial(formulas.logsumexp_of_state, state, p.temperature, xp=xp)
     rows, _, unit, t, top, others = _in_units(rows, lse_in, t, state.top, state.others, xp=xp)
     state = state._replace(top=top, others=others)
-    numbers = rows.zeta, part.classes, p.temperature, unit
+    numbers = rows.zeta, part.classes, p.temperature, unit, True
     grad = formulas.cross_entropy_grad_of_part(softcapped, state, t, *numbers, xp=xp)
     return _of_logits(p, grad, x, rows, xp)
 

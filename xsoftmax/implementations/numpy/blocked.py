@@ -25,6 +25,7 @@ from .views import ELEMENTS
 
 _SHORT = 32  # classes; NumPy reduces shorter rows one by one, at 30 ns each, but their transpose at once
 _ORDINARY = 600.0  # exp(x) is a normal number wherever it counts, and the sum finite
+_FACTOR = 2.0**128  # divided by the sum of an ordinary row, it and its reciprocal are normal numbers
 _LOG_HALF = -math.log(2.0)
 _PIECE = 1 << 17  # classes; longer rows are exponentiated piece by piece, twice where the result needs it
 
@@ -103,9 +104,9 @@ class _NumPy:
             if labels is None or zeta is not None:
                 _by_formulas(weight, x, targets, grad, labels, zeta, scale, loss)
                 return
-            turned = _turned(x)
-            if (ordinary := _ordinary(turned)) is None:
-                _label_rows(weight, turned, grad, labels[:, 0], scale, loss)
+            turned, factor = _turned(x), _factor(weight, labels[:, 0], scale)
+            if (ordinary := _ordinary(turned, factor)) is None:
+                _label_rows(weight, turned, grad, labels[:, 0], factor, loss)
                 return
             if are_long(x):
                 if len(x) == 1:
@@ -117,12 +118,13 @@ class _NumPy:
                 return
             for rows in np.flatnonzero(ordinary), np.flatnonzero(~ordinary):
                 for some in _by_pieces(rows, x.shape[1]):
-                    share = None if scale is None else scale[some]
                     g = None if grad is None else np.empty((len(some), x.shape[1]), grad.dtype)
                     value = None if loss is None else np.empty((len(some), 1))
                     if ordinary[some[0]]:
-                        _label_rows(weight, _turned(x[some]), g, labels[some, 0], share, value)
+                        shares = None if factor is None else factor[some]
+                        _label_rows(weight, _turned(x[some]), g, labels[some, 0], shares, value)
                     else:
+                        share = None if scale is None else scale[some]
                         _by_formulas(weight, x[some], None, g, labels[some], None, share, value)
                     for a, part in ((grad, g), (loss, value)):
                         if a is not None:
@@ -140,9 +142,12 @@ class _NumPy:
                 to[...] = _log_product(operation, *wide)
 
 
-def _ordinary(turned: _Turned) -> Array | None:
-    """Which rows can be exponentiated as they are; None: all."""
+def _ordinary(turned: _Turned, factor: Array | None = None) -> Array | None:
+    """Which rows can be exponentiated as they are, and their shares taken of a factor; None: all."""
     ordinary = np.abs(turned.m).reshape(-1) < _ORDINARY
+    if factor is not None:
+        size = np.abs(factor)
+        ordinary &= (size == 0.0) | ((size > 1.0 / _FACTOR) & (size < _FACTOR))
     return None if ordinary.all() else ordinary
 
 
@@ -228,12 +233,21 @@ def _pieces(classes: int) -> list[slice]:
     return [slice(start, min(start + _PIECE, classes)) for start in range(0, classes, _PIECE)]
 
 
+def _factor(weight: Array | None, labels: Array, scale: Array | None) -> Array | None:
+    """T of each row, scaled; None: 1"""
+    total = None if weight is None else weight[labels]
+    if scale is None:
+        return total
+    scale = np.broadcast_to(scale, (len(labels), 1))[:, 0]
+    return formulas.times_weight(scale, np.asarray(1.0 if total is None else total), xp=np)
+
+
 def _label_rows(
     weight: Array | None,
     turned: _Turned,
     grad: Array | None,
     labels: Array,
-    scale: Array | None,
+    factor: Array | None,
     loss: Array | None,
 ) -> None:
     """L = T (log1p(q / wm) + m − x_t), ∂L/∂x_i = T (y_i − δ_it); −T q / s where y_t > 1/2"""
@@ -249,9 +263,7 @@ def _label_rows(
     if grad is None:
         return
     s = q + wm
-    factor = total
-    if scale is not None:
-        factor = formulas.times_weight(np.broadcast_to(scale, grad.shape)[:, 0], np.asarray(total), xp=np)
+    factor = 1.0 if factor is None else factor
     e_label = _exp(sums.x[at], m)
     y = e_label / s
     to = grad.T if sums.axis == 0 else grad

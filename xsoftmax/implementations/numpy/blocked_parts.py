@@ -59,7 +59,7 @@ def class_grad(
     run: Any,
     out: Array | None = None,
 ) -> Array:
-    if _is_plain(p, rows, targets) and are_finite(own, state):
+    if _is_plain(p, rows, targets) and are_finite(own, state) and np.isfinite(factor_of(rows, state)).all():
         return _plain_grad(p, x, targets, rows, part, own, state, xp, run, out)
     return _any_grad(p, x, targets, rows, part, own, state, xp=xp, run=run, out=out)
 
@@ -193,15 +193,24 @@ def grad_of(
     `of_all`: it is T y_i at the class `at` too, to which the label's place falls where it is not here.
     """
     at, value, t = _at_label(x, labels, rows, part)
-    scale = np.ones(()) if rows.scale is None else np.asarray(rows.scale)
-    absent = scale == 0.0  # whatever T is
+    scale = _scale_of(rows)
     at_label = scale * formulas.cross_entropy_grad_of_part(value, state, t, 0.0, part.classes, xp=xp)
-    at_label = np.where(absent, 0.0, at_label)
-    grad = others(at, np.where(absent, 0.0, scale * state.sum_t))
+    at_label = np.where(scale == 0.0, 0.0, at_label)
+    grad = others(at, factor_of(rows, state))
     if of_all:  # equal logits have equal gradients, also those that no kernel would compute
         at_label = np.where(t == 0.0, np.take_along_axis(grad, at, 1), at_label)
     np.put_along_axis(grad, at, at_label, 1)
     return grad
+
+
+def _scale_of(rows: Rows) -> Array:
+    return np.ones(()) if rows.scale is None else np.asarray(rows.scale)
+
+
+def factor_of(rows: Rows, state: State) -> Array:
+    """T, scaled; 0 of absent rows, whatever T is"""
+    scale = _scale_of(rows)
+    return np.where(scale == 0.0, 0.0, scale * state.sum_t)
 
 
 def _at_label(x: Array, labels: Array | None, rows: Rows, part: Part) -> tuple[Array, Array, Array]:

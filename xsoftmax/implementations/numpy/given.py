@@ -14,6 +14,7 @@ from ...kernels.cpu.numbers import FLOATS, INTEGERS
 _BOOL = np.dtype(bool)
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _LEAST, _MOST = 2.0**-126, 2.0**127  # normal numbers of any dtype
+_COLD = 2.0**-64  # a temperature that makes ∞ of distances of which a loss needs a share
 _NUMBERS = (float, int)
 
 
@@ -61,7 +62,9 @@ class Given:
             labels = INTEGERS.get(targets.dtype, -1)
         if self.reduction < 0 or (labels < 0 and floats < 0) or not (where is None or are_kept(where)):
             return
-        if type(smoothing) not in _NUMBERS or not 0.0 <= smoothing <= 1.0 or not is_temperature(temperature):
+        if type(smoothing) not in _NUMBERS or not 0.0 <= smoothing <= 1.0:
+            return
+        if not is_temperature(temperature) or temperature < _COLD:
             return
         if type(z_loss) not in _NUMBERS or not 0.0 <= z_loss <= _MOST:
             return

@@ -12,7 +12,7 @@ from ...formulas import Part, ProductState, State, pivot_and_mean
 from ...kernels import ACROSS
 from ...threads import each
 from .addresses import TYPES, kernel, memory, side_by_side
-from .blocked_parts import are_finite, grad_of, is_without_options, state_of
+from .blocked_parts import are_finite, factor_of, grad_of, is_without_options, state_of
 from .operations import READ
 from .views import cut
 
@@ -41,7 +41,8 @@ def class_grad(
     run: Any,
     out: Array | None = None,
 ) -> Array:
-    if _are_read(x) and is_without_options(p, rows, targets) and are_finite(state):
+    plain = is_without_options(p, rows, targets) and are_finite(state) and np.isfinite(factor_of(rows, state)).all()
+    if _are_read(x) and plain:
         grad = np.empty(x.shape, x.dtype) if out is None else out
         if _are_read(grad):
             y = partial(_softmax, x, state, grad)

@@ -175,7 +175,7 @@ class Operations:
             raw = array_api.masked(cast(_rows(x), p.compute, xp), kept, -math.inf, xp)
             labels, *numbers = (_rows(a) for a in (labels, *by_row))
             source = _rows(t) if labels is None else labels[:, 0]
-            if p.z_loss and _are_lifted(p, raw):
+            if formulas.is_cold(p.temperature) or (p.z_loss and _are_lifted(p, raw)):
                 _by_formulas(p, raw, source, kept, weight, grad, *numbers)
                 return
             z = formulas.capped(raw, p.softcap, p.temperature, (-1,), xp=xp)

@@ -22,6 +22,8 @@ _TOP = 500  # exponent of wm
 REACH = 760.0
 ROOM = 500.0  # exp(500) times 2²¹ is finite, exp(−650) a normal number
 _UNSHIFTED = 2.0**20  # where argument reduction alone is exact; beyond, x − m is
+_LEAST = 2.0**-1016  # of a ratio that has its digits
+_LARGE = 2.0**960  # of a factor
 _LONG = 512  # classes from which on the cache is told what comes: below, that costs more than it brings
 _AHEAD = 4096  # bytes
 _PIECE, _LINE = 128, 64  # classes for which it is told at once, and bytes that it moves
@@ -282,6 +284,50 @@ def quotient(factor: float, q: float, wm: float) -> tuple[float, float]:
     s, low = two_sum(wm, 0.0, q)
     ratio = factor / s
     return ratio, ((factor - s * ratio) - low * ratio) / s
+
+
+@jit(**EXACT)
+def usual(factor: float, ratio: float) -> bool:
+    """Whether `ratio`, of `factor` to a sum, neither over- nor underflowed."""
+    return (factor == 0.0) | ((abs(ratio) > _LEAST) & (abs(ratio) < np.inf))
+
+
+@jit(**EXACT)
+def share(scale: float, factor: float, q: float, wm: float) -> tuple[tuple[float, float], float]:
+    """scale · factor / (q + wm) in two parts, over a power of two; that is 1 unless something over- or underflows."""
+    ratio = quotient(scale * factor, q, wm)
+    if usual(scale * factor, ratio[0]):
+        return ratio, 1.0
+    if not (np.isfinite(scale) and np.isfinite(factor)):
+        return (ratio[0], 0.0), 1.0
+    a, i = math.frexp(scale)
+    b, j = math.frexp(factor)
+    k = math.frexp(q + wm)[1]
+    # of the ratio's exponent: small enough for the power to be a number, and e · ratio
+    kept = min(max(i + j - k, -977), 1000 - max(k, 0))
+    power = math.ldexp(1.0, max(min(i + j - k - kept, 1023), -1074))
+    return quotient(math.ldexp(a * b, kept + k), q, wm), power
+
+
+@jit(**EXACT)
+def is_large(scale: float, zeta: float) -> bool:
+    """Whether scale · 2 ζ logsumexp y may overflow where, less scale · t, it is a number."""
+    return (zeta != 0.0) & (abs(scale) * (1.0 + 2.0 * abs(zeta)) > _LARGE)
+
+
+@jit(**EXACT)
+def lowering(scale: float, zeta: float) -> float:
+    """A power of two with which it does not."""
+    exponents = math.frexp(scale)[1] + math.frexp(1.0 + 2.0 * abs(zeta))[1]
+    return math.ldexp(1.0, max(960 - exponents, -1000)) if np.isfinite(scale) else 1.0
+
+
+@jit(**EXACT)
+def below_majority(total: float, others: float, not_y: float) -> float:
+    """Σ of the other t less T (1 − y); of an infinite T what of it is another class's, else nan: ∞ y − ∞"""
+    if np.isfinite(total):
+        return others - total * not_y
+    return others if np.isinf(others) else math.nan
 
 
 @jit(**EXACT)

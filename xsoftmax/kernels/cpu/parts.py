@@ -62,7 +62,7 @@ def _scale_of(m: float, factor: float, like: Any) -> tuple[float, int, float]:
         return m, 0, -650.0
     c, k = shift(m, like)
     if abs(factor) < 2.0**-400:
-        return c, k - 450, (m - c) - 468.0
+        return c, k - 500, (m - c) - 468.0
     return c, k, (m - c) - REACH
 
 

@@ -16,16 +16,20 @@ from .exponentials import (
     KEPT,
     REACH,
     alive,
+    below_majority,
     buffer,
     exponentials,
     fill,
     half_distance,
+    is_large,
     joined,
     largest,
+    lowering,
     quotient,
     reach,
     refill,
     scaled,
+    share,
     times,
     together,
     two_sum,
@@ -67,7 +71,7 @@ def cross_entropy_labels(
         lse = m + log_sum
         if loss:
             far = half_distance(m, at_label) if total != 0.0 else 0.0
-            value = total * log_sum + 2.0 * (total * far)
+            value = total * log_sum + (2.0 * (total * far) if far != 0.0 else 0.0)
             pointer(loss, np.float64)[i] = (value + z * lse * lse if z != 0.0 else value) + 0.0  # never −0.0
         if grad:
             g = pointer(to, grad_type)
@@ -82,24 +86,26 @@ def cross_entropy_labels(
                 y = e / s if d > lowest else 0.0
                 small = unit(z, lse)
                 total *= small
-                away = -total * (q / s) if y > 0.5 else total * y - total
+                away = -total * (q / s) if y > 0.5 and abs(total) < np.inf else total * y - total
                 pull = 2.0 * z * small * lse if z != 0.0 else 0.0
-                scaled(row, x_type, classes, m, c, k, quotient(factor * (total + pull), q, wm), w, keep, to, grad_type)
-                g[label] = factor * (away + pull * y)
-                if small < 1.0:
-                    times(g, classes, 1.0 / small, g)
+                ratio, power = share(factor, total + pull, q, wm)
+                scaled(row, x_type, classes, m, c, k, ratio, w, keep, to, grad_type)
+                g[label] = factor * (away + pull * y) / power
+                if power != small:
+                    times(g, classes, power / small, g)
     alive(space)
 
 
 @jit(**SUMS)
 def _targets_block(x: Any, t: Any, size: int, m: float) -> tuple[float, float, float]:
-    """Σ t, Σ t below the maximum, and Σ t (m − x) / 2 where t ≠ 0."""
+    """Σ t, Σ t below the maximum, and Σ t (m − x) / 2, 0 · ∞ = 0."""
     total, others, far = 0.0, 0.0, 0.0
     for j in range(size):
         v, u = np.float64(x[j]), np.float64(t[j])
         total += u
         others += u if v < m else 0.0
-        far += u * half_distance(m, v) if u != 0.0 else 0.0
+        distant = u * half_distance(m, v)
+        far += distant if distant == distant else 0.0
     return total, others, far
 
 
@@ -145,8 +151,9 @@ def cross_entropy_dense(
             elif not finite:
                 fill(pointer(to, grad_type), classes, math.nan)
             else:
-                s = q + wm
-                top = others - total * (q / s)  # at a class with more than half of y
+                top = below_majority(total, others, q / (q + wm))
+                small = lowering(factor, z) if is_large(factor, z) else 1.0
+                factor *= small
                 _dense_grad(
                     row,
                     x_type,
@@ -167,6 +174,9 @@ def cross_entropy_dense(
                     to,
                     grad_type,
                 )
+                if small < 1.0:
+                    g = pointer(to, grad_type)
+                    times(g, classes, 1.0 / small, g)
     alive(space)
 
 

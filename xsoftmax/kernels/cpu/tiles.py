@@ -17,16 +17,21 @@ from numba.extending import intrinsic
 from .exponentials import (
     ROOM,
     alive,
+    below_majority,
     half_distance,
     has_digits,
+    is_large,
     joined,
+    lowering,
     moderate,
     ordinary,
     quotient,
     reach,
+    share,
     shift,
     two_sum,
     unit,
+    usual,
 )
 from .vector_math import EXACT, exp, fetch, fused, item, jit, larger, log1p, pointer
 
@@ -40,7 +45,7 @@ _LINE = 8 * WIDTH
 _TOP, _WHERE, _NAN, _M, _AT, _C, _K, _LOWEST, _WM, _Q, _LOW, _PART, _LOG_SUM, _FACTOR, _REST = range(15)
 _SCALE, _ZETA, _LOSS, _LABEL, _X_LABEL, _AWAY, _PULL, _TOTAL, _OTHERS, _FAR = range(15, 25)
 _TOTAL_LOW, _OTHERS_LOW, _FAR_LOW, _TOTAL_PART, _OTHERS_PART, _FAR_PART = range(25, 31)
-_LSE = _X_LABEL  # of dense targets
+_LSE, _LACKING = _X_LABEL, _LABEL  # of dense targets
 _STREAMS = 31  # where the logits and results of a later tile lie: address and step from class to class, of each
 _NUMBERS = 32
 # from the numbers on: fours of classes, results of a block, logits
@@ -522,18 +527,22 @@ def _label_losses(space: int) -> None:
     for t in range(WIDTH):
         lse = m[t] + log_sum[t]
         far = half_distance(m[t], x_label[t]) if total[t] != 0.0 else 0.0
-        value = total[t] * log_sum[t] + 2.0 * (total[t] * far)
+        value = total[t] * log_sum[t] + (2.0 * (total[t] * far) if far != 0.0 else 0.0)
         loss[t] = (value + zeta[t] * lse * lse if zeta[t] != 0.0 else value) + 0.0  # never −0.0
 
 
 @jit(**EXACT)
-def _label_slopes(space: int, x_type: Any) -> None:
-    """The gradient at the label, and what e is multiplied by elsewhere; by what both are too small."""
+def _label_slopes(space: int, x_type: Any) -> int:
+    """The gradient at the label, and what e is multiplied by elsewhere.
+
+    By what both are too small, if the result > 0.
+    """
     m, log_sum, wm, c = line(space, _M), line(space, _LOG_SUM), line(space, _WM), line(space, _C)
     q, low, part = line(space, _Q), line(space, _LOW), line(space, _PART)
     k, lowest = pointer(space + _LINE * _K, np.int64), line(space, _LOWEST)
     total, x_label, zeta, scale = line(space, _TOTAL), line(space, _X_LABEL), line(space, _ZETA), line(space, _SCALE)
     factor, rest, at_label, lacking = line(space, _FACTOR), line(space, _REST), line(space, _AWAY), line(space, _PULL)
+    odd = 0
     for t in range(WIDTH):
         others = q[t] + part[t] + low[t]
         d = x_label[t] - c[t]
@@ -542,13 +551,21 @@ def _label_slopes(space: int, x_type: Any) -> None:
         y = (e if d > lowest[t] else 0.0) / s
         small = unit(zeta[t], m[t] + log_sum[t])
         sum_t, lacking[t] = total[t] * small, 1.0 / small
-        away = -sum_t * (others / s) if y > 0.5 else sum_t * y - sum_t
+        away = -sum_t * (others / s) if (y > 0.5) & (abs(sum_t) < np.inf) else sum_t * y - sum_t
         pull = 2.0 * zeta[t] * small * (m[t] + log_sum[t]) if zeta[t] != 0.0 else 0.0
-        high, left = quotient(scale[t] * (sum_t + pull), others, wm[t])
+        total[t] = sum_t + pull
+        high, left = quotient(scale[t] * total[t], others, wm[t])
+        odd += 0 if usual(scale[t] * total[t], high) & (small == 1.0) else 1
         none = scale[t] == 0.0
         lost = 0.0 if none or abs(m[t]) < np.inf else math.nan
         factor[t], rest[t] = (0.0 if none else high) + lost, 0.0 if none else left
         at_label[t] = (0.0 if none else scale[t] * (away + pull * y)) + lost
+    for t in range(WIDTH if odd else 0):
+        if scale[t] != 0.0 and abs(m[t]) < np.inf:
+            ratio, power = share(scale[t], total[t], q[t] + part[t] + low[t], wm[t])
+            factor[t], rest[t] = ratio
+            at_label[t], lacking[t] = at_label[t] / power, lacking[t] * power
+    return odd
 
 
 @jit(**EXACT)
@@ -565,10 +582,9 @@ def _label_gradients(w: int, first: int, size: int, space: int, to: int, to_step
 
 
 @jit(**EXACT)
-def _enlarge(space: int, rows: int, classes: int, to: int, to_step: int, to_class_step: int, y_type: Any) -> None:
-    lacking = line(space, _PULL)
+def _enlarge(lacking: Any, rows: int, classes: int, to: int, to_step: int, to_class_step: int, y_type: Any) -> None:
     for t in range(rows):
-        if lacking[t] > 1.0:
+        if lacking[t] != 1.0:
             for j in range(classes):
                 pointer(to + t * to_step + j * to_class_step, y_type)[0] *= lacking[t]
 
@@ -602,7 +618,7 @@ def cross_entropy_labels(
         if not grad:
             continue
         _given(scale, scale_step, start, rows, 1.0, line(space, _SCALE))
-        _label_slopes(space, x_type)
+        odd = _label_slopes(space, x_type)
         copied = _copied(grad_step, rows, grad_type)
         for j in range(0, classes, BLOCK):
             size, gj = min(BLOCK, classes - j), gi + j * grad_class_step
@@ -611,13 +627,14 @@ def cross_entropy_labels(
             _label_gradients(e, j, size, space, to, to_step, grad_type)
             if copied:
                 _store(out, rows, size, gj, grad_step, grad_class_step, grad_type, space + _FOURS)
-        _enlarge(space, rows, classes, gi, grad_step, grad_class_step, grad_type)
+        if odd:
+            _enlarge(line(space, _PULL), rows, classes, gi, grad_step, grad_class_step, grad_type)
     alive(memory)
 
 
 @jit(**EXACT)
 def _target_sums(z: int, z_step: int, x_type: Any, u: int, u_step: int, t_type: Any, size: int, space: int) -> None:
-    """Σ t, Σ t below the maximum, and Σ t (m − x) / 2 where t ≠ 0."""
+    """Σ t, Σ t below the maximum, and Σ t (m − x) / 2, 0 · ∞ = 0."""
     m = line(space, _M)
     total, others, far = line(space, _TOTAL_PART), line(space, _OTHERS_PART), line(space, _FAR_PART)
     for j in range(size):
@@ -626,7 +643,8 @@ def _target_sums(z: int, z_step: int, x_type: Any, u: int, u_step: int, t_type: 
             v, a = np.float64(x[t]), np.float64(target[t])
             total[t] += a
             others[t] += a if v < m[t] else 0.0
-            far[t] += a * half_distance(m[t], v) if a != 0.0 else 0.0
+            distant = a * half_distance(m[t], v)
+            far[t] += distant if distant == distant else 0.0
 
 
 @jit(**EXACT)
@@ -650,17 +668,31 @@ def _totals(space: int) -> None:
 
 
 @jit(**EXACT)
-def _dense_slopes(space: int) -> None:
-    """The gradient's first two terms at a class with more than half of y; what makes the third of y logsumexp."""
+def _dense_slopes(space: int) -> int:
+    """The gradient's first two terms at a class with more than half of y; what makes the third of y logsumexp.
+
+    By what all are too small, if the result > 0.
+    """
     m, log_sum, wm, zeta = line(space, _M), line(space, _LOG_SUM), line(space, _WM), line(space, _ZETA)
     q, low, part = line(space, _Q), line(space, _LOW), line(space, _PART)
     total, others, away, pull = line(space, _TOTAL), line(space, _OTHERS), line(space, _AWAY), line(space, _PULL)
-    scale, lse = line(space, _SCALE), line(space, _LSE)
+    scale, lse, lacking = line(space, _SCALE), line(space, _LSE), line(space, _LACKING)
+    odd = 0
     for t in range(WIDTH):
         q0 = q[t] + part[t] + low[t]
         away[t] = others[t] - total[t] * (q0 / (q0 + wm[t]))
         pull[t] = 2.0 * zeta[t] * scale[t]
         lse[t] = m[t] + log_sum[t] if zeta[t] != 0.0 else 0.0
+        odd += 1 if is_large(scale[t], zeta[t]) | np.isinf(total[t]) else 0
+    for t in range(WIDTH if odd else 0):
+        lacking[t] = 1.0
+        if np.isinf(total[t]):
+            away[t] = below_majority(total[t], others[t], 0.0)
+        if is_large(scale[t], zeta[t]):
+            small = lowering(scale[t], zeta[t])
+            scale[t] *= small
+            pull[t], lacking[t] = 2.0 * zeta[t] * scale[t], 1.0 / small
+    return odd
 
 
 @jit(**EXACT)
@@ -722,7 +754,7 @@ def cross_entropy_dense(
             continue
         _given(scale, scale_step, start, rows, 1.0, line(space, _SCALE))
         _inverses(space)
-        _dense_slopes(space)
+        odd = _dense_slopes(space)
         copied = _copied(grad_step, rows, grad_type)
         for j in range(0, classes, BLOCK):
             size, gj = min(BLOCK, classes - j), grad + start * grad_step + j * grad_class_step
@@ -732,4 +764,7 @@ def cross_entropy_dense(
             _dense_gradients(e, ut, u_step, t_type, size, space, to, to_step, grad_type)
             if copied:
                 _store(out, rows, size, gj, grad_step, grad_class_step, grad_type, space + _FOURS)
+        if odd:
+            gi = grad + start * grad_step
+            _enlarge(line(space, _LACKING), rows, classes, gi, grad_step, grad_class_step, grad_type)
     alive(memory)
