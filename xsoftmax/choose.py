@@ -178,7 +178,12 @@ def binds(choice: str | None, operation: str, problem: Problem) -> bool:
 
 _SMALL = 1 << 16  # elements; on one thread, in 40 µs at most
 _TENSORS = ("Tensor", "Parameter")
-_WITH_ENTRIES = ("numpy", "cupy", "torch")
+_LIBRARIES = {
+    "numpy": "numpy",
+    "cupy": "cupy",
+    "torch": "torch",
+    "jaxlib": "jax",
+}  # those with entries, by their arrays' module
 
 
 def entry(verb: str, x: Any, axis: Any) -> Any:
@@ -195,6 +200,8 @@ def entry(verb: str, x: Any, axis: Any) -> Any:
         if torch.compiler.is_compiling() or kind.__name__ not in _TENSORS:
             return None
         size = x.numel() if x.is_cpu else 0
+    elif kind.__name__ == "ArrayImpl":
+        size = min(x.size, 1)
     else:
         return None
     if not 0 < size <= _SMALL or _record.get() is not None:
@@ -209,9 +216,11 @@ def entry(verb: str, x: Any, axis: Any) -> Any:
 
 
 def _found(verb: str, x: Any, axis: Any, choice: str | None) -> Recipe:
-    row, library, dtype = VERBS[verb], type(x).__module__.partition(".")[0], dtype_name(x)
+    row, library, dtype = VERBS[verb], _LIBRARIES.get(type(x).__module__.partition(".")[0]), dtype_name(x)
+    if library == "jax" and choice is not None:  # which a program that is traced would bind
+        return Recipe()
     is_loss, is_native = row.family == "cross_entropy", getattr(x.dtype, "isnative", True)
-    if dtype not in FLOATING or not is_native or library not in _WITH_ENTRIES or (is_loss and type(axis) is not int):
+    if library is None or dtype not in FLOATING or not is_native or (is_loss and type(axis) is not int):
         return Recipe()
     try:
         axes = checks.negative_axes(verb, axis, x.ndim, row.arrays[0])

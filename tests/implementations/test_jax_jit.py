@@ -8,6 +8,7 @@ jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
 
 import xsoftmax as xs  # noqa: E402
+from xsoftmax import choose  # noqa: E402
 from xsoftmax.implementations.jax import jit as jax_jit  # noqa: E402
 
 pytestmark = pytest.mark.backend("jax")
@@ -46,8 +47,9 @@ CALLS = {
 
 @pytest.fixture
 def traces(monkeypatch):
-    """The verbs traced into a program since the last `clear`."""
+    """The verbs traced into a program since the last `clear`, on the long way."""
     seen = []
+    monkeypatch.setattr(choose, "_SMALL", 0)
 
     def program(p, call, verb, *options, xp, run):
         if run is jax_jit._formulas:
@@ -84,6 +86,21 @@ def test_one_program_for_the_whole_verb():
     xs.cross_entropy_and_grad(X, LABELS, label_smoothing=0.1, ignore_index=0)
     jax.monitoring.clear_event_listeners()
     assert sum("backend_compile" in name for name in compiled) == 1
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_what_the_kinds_settle_is_the_program_of_the_long_way(call, monkeypatch):
+    found = call()
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    again = call()
+    jax.monitoring.clear_event_listeners()
+    assert [name for name in compiled if "compile" in name] == []
+    monkeypatch.setattr(choose, "_SMALL", 0)
+    for results in zip(*map(jax.tree.leaves, (found, again, call())), strict=True):
+        assert len({(a.dtype, a.shape, type(a)) for a in results}) == 1
+        np.testing.assert_array_equal(*results[:2])
+        np.testing.assert_allclose(*results[1:], rtol=1e-6, atol=1e-6)  # another program may fuse in another way
 
 
 def test_what_makes_another_program(traces):

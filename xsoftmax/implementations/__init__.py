@@ -9,9 +9,10 @@ class Entry(NamedTuple):
     """An implementation: its name, the array library it serves ("*": any) and its module in this package.
 
     The module has `refuses(problem) -> list[str]`, empty when it takes the problem, and any of the inner operations,
-    each called as `operation(problem, *arrays, xp=xp, run=run)`. With `derivatives` it only adds derivative rules to
-    the operations of the implementations behind it, whichever is asked for. `off` is why it runs only where it is
-    asked for.
+    each called as `operation(problem, *arrays, xp=xp, run=run)`. It may have ENTRIES, which take small arrays straight
+    from a verb: `ENTRIES[verb](problem, ndim, entry_of)` makes one, or None. With `derivatives` it only adds derivative
+    rules to the operations of the implementations behind it, whichever is asked for. `off` is why it runs only where it
+    is asked for.
     """
 
     name: str

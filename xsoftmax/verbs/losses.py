@@ -208,13 +208,13 @@ def cross_entropy_grad(
     """
     options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     run = entry("cross_entropy_grad", logits, axis)
-    if run is not None and (grad := run(logits, targets, options, out, None)) is not None:
+    if run is not None and (grad := run(logits, targets, options, out, _any_cross_entropy_grad)) is not None:
         return grad
     return _any_cross_entropy_grad(logits, targets, axis, *options, out=out)
 
 
 @one_node
-def _any_cross_entropy_grad(logits: Array, targets: Array, axis: int, *options: Any, out: Array | None) -> Array:
+def _any_cross_entropy_grad(logits: Array, targets: Array, axis: int, *options: Any, out: Array | None = None) -> Array:
     arrays = {"logits": logits, "targets": targets}
     call = on_loss("cross_entropy_grad", arrays, Options(*options), axis=axis, wants=("grad",), out=out)
     return perform(_cross_entropy_grad, call, out)
@@ -272,14 +272,14 @@ def cross_entropy_and_grad(
     """
     options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     run = entry("cross_entropy_and_grad", logits, axis)
-    if run is not None and (found := run(logits, targets, options, out, None)) is not None:
+    if run is not None and (found := run(logits, targets, options, out, _any_cross_entropy_and_grad)) is not None:
         return LossAndGrad(*found)
     return _any_cross_entropy_and_grad(logits, targets, axis, *options, out=out)
 
 
 @one_node
 def _any_cross_entropy_and_grad(
-    logits: Array, targets: Array, axis: int, *options: Any, out: Array | None
+    logits: Array, targets: Array, axis: int, *options: Any, out: Array | None = None
 ) -> LossAndGrad:
     arrays, wants = {"logits": logits, "targets": targets}, ("loss", "grad")
     call = on_loss("cross_entropy_and_grad", arrays, Options(*options), axis=axis, wants=wants, out=out)
@@ -346,7 +346,7 @@ def cross_entropy_hvp(
     """
     options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     run = entry("cross_entropy_hvp", logits, axis)
-    if run is not None and (product := run(logits, targets, v, options, None)) is not None:
+    if run is not None and (product := run(logits, targets, v, options, _any_cross_entropy_hvp)) is not None:
         return product
     return _any_cross_entropy_hvp(logits, targets, v, axis, *options)
 
@@ -415,7 +415,8 @@ def cross_entropy_grad_and_hessian_diag(
     """
     options = where, weight, sample_weight, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction
     run = entry("cross_entropy_grad_and_hessian_diag", logits, axis)
-    if run is not None and (found := run(logits, targets, options, None)) is not None:
+    again = _any_cross_entropy_grad_and_hessian_diag
+    if run is not None and (found := run(logits, targets, options, again)) is not None:
         return GradAndHessianDiag(*found)
     return _any_cross_entropy_grad_and_hessian_diag(logits, targets, axis, *options)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ...calls.records import Problem
 from ..array_api import operations as array_api
-from . import linear
+from . import linear, small
 
 _LEAST = 2.0**-126  # a number below it would be flushed on its way into a program, one above 1 / it no float32
 
@@ -67,3 +67,4 @@ def _formulas(operation: str, p: Problem, *args: Any, xp: Any, out: None = None)
 
 _FORMULAS = array_api.OPERATIONS | {"linear_cross_entropy": linear.linear_cross_entropy}
 OPERATIONS = {operation: _compiled(operation) for operation in _FORMULAS} | {"program": program}
+ENTRIES = small.ENTRIES
