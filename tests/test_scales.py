@@ -134,6 +134,18 @@ def test_small_weights_at_small_temperatures(way, power, kind):
     assert [*wrong(GRAD, x, targets(kind, x), **options)] == []
 
 
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("weight", [1e-310, 1.7e308])
+def test_what_slope_and_temperature_make_of_it(way, weight, kind):
+    """The scaled gradient alone is ∞, or has lost digits."""
+    x = rows(40, 295.0)
+    x[0] *= 1e-10
+    options = {"sample_weight": np.full(3, weight), "reduction": "sum"}
+    for more in ({"temperature": 0.7, "softcap": 30.0, "z_loss": 2.0}, {"temperature": 3.0, "z_loss": 1.0}):
+        assert [*wrong(GRAD, x, targets(kind, x), **options, **more)] == []
+    assert [*wrong(GRAD, x * 1e-10, targets(kind, x), temperature=1e-10, **options)] == []
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_long_rows(way, dtype, monkeypatch):
     monkeypatch.setattr(long, "LONG", 4)

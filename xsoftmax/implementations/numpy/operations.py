@@ -183,14 +183,16 @@ class Operations:
                 t = array_api.target_rows(replace(p, axes=(-1,)), source, Rows(kept, weight), z, xp)
                 labels = None
             g = None if grad is None else np.empty_like(z)
-            self.arithmetic.cross_entropy(None if labels is None else weight, z, t, g, labels, *numbers)
-            if kept is not None and (loss := numbers[-1]) is not None:
+            zeta, scale, loss = numbers
+            scale, lacking = _in_units(scale)
+            self.arithmetic.cross_entropy(None if labels is None else weight, z, t, g, labels, zeta, scale, loss)
+            if kept is not None and loss is not None:
                 loss[~kept.any(axis=-1)] = 0.0
             if g is not None and grad is not None:
                 slope, _ = formulas.capped_derivatives(raw, p.softcap, xp=xp)
                 if slope is not None:
                     g = np.where(g == 0.0, 0.0, g * slope)  # of an absent row, whatever its slope
-                g = formulas.over(g, p.temperature, xp=xp)
+                g = formulas.over(g, p.temperature, xp=xp) * lacking
                 grad[...] = cast(array_api.masked(g, kept, 0.0, xp), p.result, xp).reshape(grad.shape)
 
         def long(
@@ -322,6 +324,15 @@ def _rows(block: Array | None) -> Array | None:
 
 def _prepared(p: Problem, x: Array, where: Array | None, xp: Any) -> Array:
     return np.ascontiguousarray(array_api.logits(p, _rows(x), _rows(where), (-1,), xp))
+
+
+def _in_units(scale: Array | None) -> tuple[Array | None, Array | float]:
+    """Scales, and what gradients by them lack, which slope and temperature make numbers of again; powers of two."""
+    if scale is None:
+        return None, 1.0
+    size = np.abs(scale)
+    power = np.where(size > 2.0**900, 2.0**-128, np.where((size > 0.0) & (size < 2.0**-900), 2.0**512, 1.0))
+    return scale * power, 1.0 / power
 
 
 def _are_lifted(p: Problem, x: Array) -> bool:

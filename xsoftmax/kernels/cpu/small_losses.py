@@ -268,6 +268,17 @@ def is_kept(kept: Any, i: int, classes: int) -> bool:
 
 
 @jit(**EXACT)
+def in_units(scale: Any) -> Any:
+    """What gradients lack by scales of which slope and temperature make numbers again: powers of two."""
+    lacking = np.ones(len(scale))
+    for i in range(len(scale)):
+        size = abs(scale[i])
+        power = 2.0**-128 if size > 2.0**900 else 2.0**512 if 0.0 < size < 2.0**-900 else 1.0
+        scale[i], lacking[i] = scale[i] * power, 1.0 / power
+    return lacking
+
+
+@jit(**EXACT)
 def cross_entropy_of_transformed(
     x: int, targets: int, labels_kind: int, targets_kind: int, where: int, weight: int, weight_kind: int,
     sample_weight: int, sample_kind: int, ignore_index: int, ignores: bool, smoothing: float, temperature: float,
@@ -284,6 +295,7 @@ def cross_entropy_of_transformed(
     fine, divisor, zeta[0] = weigh(labels, s, weights, ignore_index, ignores, z_loss, reduction, classes, scale)
     if not (fine and from_above(upstream, upstream_kind, x, axes, scale)):
         return False, 0.0
+    lacking = in_units(scale)
     kept = kept_classes(where, x, axes, n, classes) if where else np.empty(0)
     z = transformed(x, kept, axes, n, classes, like)
     if transform(z, n, classes, softcap, temperature) and z_loss != 0.0:
@@ -306,8 +318,9 @@ def cross_entropy_of_transformed(
             raw = transformed(x, kept, axes, n, classes, like)
             for k in range(n * classes):
                 g[k] = g[k] * slope_of(raw[k], softcap) if g[k] != 0.0 else 0.0
-        for k in range(n * classes):
-            g[k] = g[k] / temperature
+        for i in range(n):
+            for k in range(i * classes, (i + 1) * classes):
+                g[k] = g[k] / temperature * lacking[i]
         if where:
             hide(g, kept, 0.0)
         given(g, 0.0, grad, axes, n, classes, like)
