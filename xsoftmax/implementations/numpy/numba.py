@@ -114,7 +114,7 @@ class _Kernels:
         like = TYPES[x.dtype]
         into = like if grad is None else TYPES[grad.dtype]
         x_at, t_at, g_at = ((memory(a), *steps(a)[: 2 if across else 1]) for a in (x, targets, grad))
-        module = "tiles" if across else "row_losses"
+        module = "tile_losses" if across else "row_losses"
         if labels is not None:
             kernel(module, "cross_entropy_labels")(
                 n, classes, *x_at, like, memory(labels), memory(weight), *by_row, *g_at, into

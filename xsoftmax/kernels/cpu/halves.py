@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import ACROSS
-from . import row_losses, rows, tiles
+from . import row_losses, rows, tile_losses, tiles
 from .exponentials import alive
 from .vector_math import EXACT, float_bits, float_from_bits, jit, pointer
 
@@ -159,7 +159,7 @@ def cross_entropy_labels(
         step, class_step = _take(size, classes, x + start * x_step, x_step, x_class_step, brain, z)
         zi, si, to = zeta + start * zeta_step, scale + start * scale_step, loss + 8 * start if loss else 0
         if tiled:
-            tiles.cross_entropy_labels(
+            tile_losses.cross_entropy_labels(
                 size, classes, z, step, class_step, _LIKE, at, weight, zi, zeta_step, si, scale_step, to, out, step,
                 class_step, _LIKE,
             )  # fmt: skip
@@ -190,7 +190,7 @@ def cross_entropy_dense(
         _take(size, classes, targets + start * t_step, t_step, t_class_step, brain, t)
         zi, si, to = zeta + start * zeta_step, scale + start * scale_step, loss + 8 * start if loss else 0
         if tiled:
-            tiles.cross_entropy_dense(
+            tile_losses.cross_entropy_dense(
                 size, classes, z, step, class_step, _LIKE, t, step, class_step, _LIKE, zi, zeta_step, si, scale_step,
                 to, out, step, class_step, _LIKE,
             )  # fmt: skip

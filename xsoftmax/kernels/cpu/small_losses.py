@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import ACROSS
-from . import objects, row_losses, tiles
+from . import objects, row_losses, tile_losses
 from .exponentials import alive, held, joined, two_sum
 from .small import are_across, given, hide, kept_classes, taken, total, transform
 from .vector_math import EXACT, item, jit, pointer
@@ -142,7 +142,7 @@ def _of_labels(
     pull, into = zeta.ctypes.data if zeta[0] != 0.0 else 0, loss.ctypes.data if len(loss) else 0
     at, factor = labels.ctypes.data, scale.ctypes.data
     if across:
-        tiles.cross_entropy_labels(
+        tile_losses.cross_entropy_labels(
             n, classes, x, step, bytes_, like, at, weight, pull, 0, factor, 8, into, grad, step, bytes_, like
         )
     else:
@@ -159,7 +159,7 @@ def _of_targets(
     pull, into = zeta.ctypes.data if zeta[0] != 0.0 else 0, loss.ctypes.data if len(loss) else 0
     factor = scale.ctypes.data
     if across:
-        tiles.cross_entropy_dense(
+        tile_losses.cross_entropy_dense(
             n, classes, x, step, bytes_, like, t, step, bytes_, like, pull, 0, factor, 8, into, grad, step, bytes_, like
         )
     else:
