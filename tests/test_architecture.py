@@ -373,3 +373,36 @@ def test_array_without_device_is_caught(source):
 )
 def test_array_with_device_is_let_through(source):
     assert list(creations_without_device(source)) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# sizes
+
+LONGEST, MOST_ARGUMENTS = 600, 8
+BESIDE = {"self", "xp", "run", "out"}  # what every operation is given
+DOORS = ("kernels", "verbs", "verify")  # numbers for compiled code, public signatures, and the oracle's of the same
+
+
+def many_arguments(tree):
+    """Functions of more arguments than can be told apart by place."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            a = node.args
+            names = [argument.arg for argument in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
+            if len(set(names) - BESIDE) > MOST_ARGUMENTS:
+                yield getattr(node, "name", "lambda")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_calls_are_short(path):
+    inside = path.relative_to(PACKAGE).parts
+    text = path.read_text()
+    if inside != ("formulas.py",) and inside[0] != "verbs":
+        assert len(text.splitlines()) <= LONGEST
+    if inside[0] not in DOORS:
+        assert list(many_arguments(ast.parse(text))) == []
+
+
+def test_a_row_of_arguments_is_caught():
+    assert list(many_arguments(ast.parse("def f(a, b, c, d, e, f, g, h, *, i, xp): pass"))) == ["f"]
+    assert list(many_arguments(ast.parse("def f(a, b, c, d, e, f, g, h, *, out, xp): pass"))) == []

@@ -176,7 +176,9 @@ class Operations:
             labels, *numbers = (_rows(a) for a in (labels, *by_row))
             source = _rows(t) if labels is None else labels[:, 0]
             if formulas.is_cold(p.temperature) or (p.z_loss and _are_lifted(p, raw)):
-                _by_formulas(p, raw, source, kept, weight, grad, *numbers)
+                zeta, scale, loss = numbers
+                rows = Rows(kept, weight, scale, 0.0 if zeta is None else zeta)
+                _by_formulas(p, raw, source, rows, loss, grad)
                 return
             z = formulas.capped(raw, p.softcap, p.temperature, (-1,), xp=xp)
             if not by_label:
@@ -340,18 +342,7 @@ def _are_lifted(p: Problem, x: Array) -> bool:
     return bool(formulas.lifted(np.zeros((len(x), 1)), x, p.softcap, p.temperature, (-1,), xp=np).any())
 
 
-def _by_formulas(
-    p: Problem,
-    x: Array,
-    targets: Array,
-    where: Array | None,
-    weight: Array | None,
-    grad: Array | None,
-    zeta: Array | None,
-    scale: Array | None,
-    loss: Array | None,
-) -> None:
-    rows = Rows(where, weight, scale, 0.0 if zeta is None else zeta)
+def _by_formulas(p: Problem, x: Array, targets: Array, rows: Rows, loss: Array | None, grad: Array | None) -> None:
     of_loss, of_grad = array_api.cross_entropy(replace(p, axes=(-1,)), x, targets, rows, xp=np, run=None)
     if loss is not None:
         loss[...] = of_loss
