@@ -99,7 +99,7 @@ def like_logits(p: Problem, ndim: int, entry_of: Callable[[str, Problem], Any]) 
             return None if y is None else torch.from_numpy(y)
 
         def back(u: Any, x: Any, where: Any) -> Any:
-            return gradient(x, u, where, temperature)
+            return None if gradient is None else gradient(x, u, where, temperature)
 
         def long(x: Array, where: Array | None) -> Array:
             return again(x, verb, out=None, axis=p.axes, where=where, temperature=temperature)
