@@ -209,6 +209,8 @@ def test_linear_gradients_that_are_numbers_where_those_of_the_logits_are_none(xb
 def test_gradients_of_small_weights_at_a_small_temperature(xb):
     if xb.name == "jax":
         pytest.skip("the gradient of a row is not scaled inside")
+    if not hasattr(xb.xp, "arange"):
+        pytest.skip(f"{xb.name} has no arange, which class indices need")
     for dtype, small in (("float32", 2.0**-130), ("float64", 2.0**-1030)):
         if dtype not in xb.dtypes() or (dtype == "float32" and xb.flushes_subnormals):
             continue
