@@ -43,7 +43,8 @@ CUDA = "tests/kernels/cuda"
 CLUSTER = "tests/distributed"
 VALUES = [  # tests of the mathematics and of the tools around it, which no other Python changes
     *(f"tests/{name}" for name in ("implementations", "kernels", "verify")),
-    *(f"tests/test_{name}.py" for name in ("accuracy_cases", "benchmarks", "formulas", "gpu_benchmarks", "properties")),
+    *(f"tests/test_{name}.py" for name in ("accuracy_cases", "formulas", "properties", "scales", "temperature")),
+    *(f"tests/test_{name}.py" for name in ("benchmarks", "gpu_benchmarks")),
 ]
 PARTS = "-cross_entropy- or -cross_entropy_grad-"  # of `cross_entropy_and_grad`
 HALVES = "-softmax- or -cross_entropy_and_grad-"  # the verbs that show how half precision is rounded
