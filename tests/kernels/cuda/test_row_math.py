@@ -22,6 +22,13 @@ pytestmark = [
 ]
 
 RNG = np.random.default_rng(3)
+
+
+@pytest.fixture(autouse=True)
+def the_same_numbers_in_any_order():
+    RNG.bit_generator.state = np.random.default_rng(3).bit_generator.state
+
+
 NUMBERS, INDICES = (np.ctypeslib.ndpointer(dtype, flags="C") for dtype in (np.float64, np.int32))
 
 
