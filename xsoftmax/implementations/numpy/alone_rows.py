@@ -125,20 +125,22 @@ def softmax_product(y: Array, v: Array, to: Array) -> bool:
     return True
 
 
+def _probabilities(log_y: Array) -> Array | None:
+    """y, none of which is so near 1 that a product cancels."""
+    return np.exp(log_y, dtype=np.float64) if np.maximum.reduce(log_y, axis=None) < -_DIGITS else None
+
+
 def log_softmax_vjp(log_y: Array, v: Array, to: Array) -> bool:
     """v − y Σ v"""
-    if not np.maximum.reduce(log_y, axis=None) < -_DIGITS:
+    if (y := _probabilities(log_y)) is None:
         return False
-    y = np.exp(log_y, dtype=np.float64)
-    y *= np.add.reduce(v, axis=1, keepdims=True, dtype=np.float64)
-    np.subtract(v, y, out=to, casting="same_kind")
+    np.subtract(v, y * np.add.reduce(v, axis=1, keepdims=True, dtype=np.float64), out=to, casting="same_kind")
     return True
 
 
 def log_softmax_jvp(log_y: Array, v: Array, to: Array) -> bool:
     """v − Σ y v"""
-    if not np.maximum.reduce(log_y, axis=None) < -_DIGITS:
+    if (y := _probabilities(log_y)) is None:
         return False
-    y = np.exp(log_y, dtype=np.float64)
     np.subtract(v, np.add.reduce(y * v, axis=1, keepdims=True), out=to, casting="same_kind")
     return True

@@ -37,11 +37,7 @@ def _array(tensor: Any) -> Any:
 
 def _asks(*tensors: Any) -> bool:
     """Whether one of them asks for a gradient."""
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return False
+    return torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in tensors if tensor is not None]
 
 
 class _Rule:
@@ -76,10 +72,6 @@ class _Known(torch.autograd.Function):
         return None, *(next(found) if need else None for need in needs)
 
 
-def _known(value: Any, back: Callable[..., Any], again: Callable[..., Any], *arrays: Array | None) -> Any:
-    return _Known.apply(_Rule(torch.from_numpy(value), back, again), *arrays)
-
-
 def _numpy(p: Problem) -> Problem:
     return replace(p, library="numpy", container="ndarray")
 
@@ -104,7 +96,7 @@ def like_logits(p: Problem, ndim: int, entry_of: Callable[[str, Problem], Any]) 
         def long(x: Array, where: Array | None) -> Array:
             return again(x, verb, out=None, axis=p.axes, where=where, temperature=temperature)
 
-        return _known(y, back, long, x, where)
+        return _Known.apply(_Rule(torch.from_numpy(y), back, long), x, where)
 
     return inner and entry
 
